@@ -1,0 +1,51 @@
+# Everything runs in .venv, which any target sets up by itself.
+#   make demo      the main job on real text: trains, is killed, resumes, writes (under 5 minutes on 2 cores)
+#   make test      the test suite: CPU, no network
+#   make check     format, lint, types, floors
+#   make bench     the measurements of README.md (long)
+#   make bench-gpu tests and measurements that need a CUDA device
+#
+# On Linux the package index serves PyTorch with CUDA (several GB). For the CPU build:
+#   make demo TORCH_PIP="--index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON    ?= python3
+TORCH_PIP ?=
+BIN       := .venv/bin
+READY     := .venv/.ready
+EXTRAS    := dev,hf,keras,parquet,tensorboard
+# Keras picks its backend when it is imported.
+export KERAS_BACKEND ?= torch
+
+.PHONY: all demo test check bench bench-gpu clean
+
+all: check test
+
+demo: $(READY)
+	$(BIN)/openwafer demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python benchmarks/run.py
+
+bench-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/run.py --gpu
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+
+# Torch first and alone, so that TORCH_PIP picks its build and nothing else brings another one.
+$(READY): pyproject.toml constraints.txt $(wildcard setup.py openwafer/*/*.c)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_PIP) torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	touch $@

@@ -1,0 +1,1 @@
+"""What every other part may use: errors, units, events, the machine. Standard library and pydantic only."""

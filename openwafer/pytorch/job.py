@@ -1,0 +1,715 @@
+"""`compile(model, ...)` makes a Job: the model, its pages in the store, and the streamer between them.
+
+A step is a forward and a backward over all micro-batches, then `update`, which orders the optimizer step and returns:
+each page is updated on its way in before its next use. A job says nothing about data, files of a run or progress.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from openwafer.base import machine
+from openwafer.base.errors import ConfigError, RefusedError, StoreError
+from openwafer.base.events import StepRecord
+from openwafer.base.units import format_bytes, parse_bytes
+from openwafer.pytorch import batch as batches
+from openwafer.pytorch import random_state
+from openwafer.pytorch.construct import Nursery, init, nursery_of
+from openwafer.pytorch.engine import Engine, Inexact
+from openwafer.pytorch.partition import PageParams, Partition, Selector, partition
+from openwafer.pytorch.schedule import Baton, run_together
+from openwafer.streaming.files import Buffer
+from openwafer.streaming.page import PageSpec, layout_page
+from openwafer.streaming.store import Store
+from openwafer.streaming.streamer import Streamer, Ticket
+from openwafer.streaming.update import OptimizerSpec, snapshot, state_layout
+
+PRECISIONS = ("bf16", "fp32")
+MOMENTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def compile(
+    model: nn.Module,
+    *,
+    optimizer: torch.optim.Optimizer | Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    memory: str | int | None = None,
+    store: Store | str | os.PathLike[str] | None = None,
+    precision: str = "bf16",
+    clip_norm: float | None = None,
+    loss: Callable[[Any, Any], torch.Tensor] | None = None,
+    scheduler: Any = None,
+    commit_every: int = 1,
+    layers: Selector | None = None,
+    keep: Sequence[str] | str = "auto",
+    moments: str = "fp32",
+    limit: str | int | None = None,
+) -> Job:
+    """Prepare a model to be trained (or only run) by streaming.
+
+    Args:
+        model: any module on the CPU; built plainly, or under `init`.
+        optimizer: an instance made over the model's parameters, or a function of them. It keeps the hyperparameters
+            (a learning rate scheduler may hold it); its `step` and `zero_grad` become the job's. None: no training.
+        memory: budget for the whole process, e.g. "2GiB"; None keeps everything in memory.
+        store: folder of the state, or None to keep it in memory; by default the one the model was made in.
+            If it holds a committed state of this model, the job goes on from there.
+        precision: "bf16" runs under `torch.autocast` with fp32 weights, "fp32" runs the model as it is.
+        clip_norm: as `torch.nn.utils.clip_grad_norm_`.
+        loss: function of (output, batch); by default the model returns its loss.
+        scheduler: a torch.optim.lr_scheduler, stepped after every update and saved with the state.
+        commit_every: steps between commits.
+        layers: names, patterns or a predicate, in place of the search for layers.
+        keep: names of layers that keep their activations instead of recomputing them, or "auto".
+        moments: "fp32", or "bf16": optimizer state in bf16 with stochastic rounding.
+        limit: layers larger than this are cut further.
+
+    Raises:
+        BudgetError: the memory budget is too small; names the smallest that works.
+        RefusedError: something that cannot be streamed exactly.
+        StoreError: the store is locked, damaged, or holds another model.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if moments not in MOMENTS:
+        raise ConfigError(f"moments must be one of {', '.join(MOMENTS)}, got {moments!r}")
+    if commit_every < 1:
+        raise ConfigError(f"commit_every counts steps and must be at least 1, got {commit_every}")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ConfigError(f"clip_norm must be positive, got {clip_norm}; leave it out for no clipping")
+    made = next((n for p in model.parameters() if (n := nursery_of(p)) is not None), None)
+    if store is None and made is not None:
+        store = made.store
+    if made is not None and not isinstance(store, Store):
+        if Path(os.fspath(store)).absolute() != made.store.path:  # type: ignore[arg-type]
+            raise ConfigError(f"the model was made in {made.store.path}, not in {store}: give one store to both")
+        store = made.store
+    owner = store if isinstance(store, Store) else Store(store)
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        optimizer = optimizer(model.parameters())
+    cut = partition(model, layers=layers, limit_bytes=None if limit is None else parse_bytes(limit))
+    return Job(
+        model,
+        owner,
+        cut,
+        optimizer,
+        memory_bytes=None if memory is None else parse_bytes(memory),
+        precision=precision,
+        clip_norm=clip_norm,
+        loss=loss,
+        scheduler=scheduler,
+        commit_every=commit_every,
+        keep=keep,
+        moments=MOMENTS[moments],
+        nursery=made,
+    )
+
+
+class Job:
+    """A model under streaming. Made by `compile`; close it (or use it in a `with`) to give the memory back."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        store: Store,
+        cut: Partition,
+        optimizer: torch.optim.Optimizer | None,
+        *,
+        memory_bytes: int | None,
+        precision: str,
+        clip_norm: float | None,
+        loss: Callable[[Any, Any], torch.Tensor] | None,
+        scheduler: Any,
+        commit_every: int,
+        keep: Sequence[str] | str,
+        moments: torch.dtype,
+        nursery: Nursery | None,
+    ):
+        self.model = model
+        self.store = store
+        self.optimizer = optimizer
+        self.memory_bytes = memory_bytes
+        self.precision = precision
+        self.clip_norm = clip_norm
+        self.scheduler = scheduler
+        self.commit_every = commit_every
+        self.step_count = 0
+        self.durable_step = 0
+        self.extra: dict[str, Any] = {}
+        self.notes: list[str] = []
+        self.plain_order: str | None = None
+        self._loss = loss
+        self._cut = cut
+        self._draws: list[int] | None = None
+        self._draws_failed = 0
+        self._last_loss: float = math.nan
+        self._attributes_checked = False
+        self._group_of = self._groups(optimizer)
+        self._spec = None if optimizer is None else OptimizerSpec.of(optimizer, moments=moments)
+        self._specs = [self._page_spec(number, page) for number, page in enumerate(cut.pages)]
+        resumed = store.attach(self._specs)
+        self.engine = Engine(model, cut, precision)
+        self.engine.keep = self._layers_to_keep(keep)
+        self._streamer = self._make_streamer()
+        self._fill(nursery, resumed)
+        self.engine.attach(self._streamer)
+        self._buffers_sum: int | None = None
+        if resumed:
+            self._resume()
+        if optimizer is not None:
+            self._take_over(optimizer)
+        self._streamer.start()
+        if not resumed and store.path is not None:
+            self._streamer.commit_when_updated(self._state(), self._buffers(), self._committed(0))
+            self._streamer.wait_committed()
+        self.engine.close_cycle()
+        self.closed = False
+
+    # --- making -----------------------------------------------------------------------------------------------------
+
+    def _groups(self, optimizer: torch.optim.Optimizer | None) -> dict[int, int]:
+        """The optimizer group of each parameter; parameters it does not have are not trained."""
+        trainable = {id(p): name for page in self._cut.pages if page.trainable for name, p in page.params}
+        if optimizer is None:
+            return {}
+        groups = {id(p): n for n, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        unknown = [key for key in groups if key not in {id(p) for p in self.model.parameters()}]
+        if unknown:
+            raise ConfigError(
+                f"{len(unknown)} parameters of the optimizer are not the model's: make it from this model's "
+                "parameters(), after every change to the model"
+            )
+        missing = [name for key, name in trainable.items() if key not in groups]
+        if missing:
+            raise ConfigError(
+                f"{len(missing)} parameters require gradients but are not in the optimizer, e.g. {missing[0]!r}: "
+                "add them, or set requires_grad_(False)"
+            )
+        return groups
+
+    def _page_spec(self, number: int, page: PageParams) -> PageSpec:
+        params = []
+        for name, param in page.params:
+            group = self._group_of.get(id(param), 0)
+            state: Sequence[Any] = ()
+            if page.trainable and self._spec is not None and self.optimizer is not None:
+                state = state_layout(self._spec, self.optimizer.param_groups[group], param.shape)
+            params.append((name, tuple(param.shape), group, state))
+        names = {tuple(t.name for t in state) for _, _, _, state in params}
+        elementwise = self._spec is None or self._spec.elementwise
+        if elementwise and len(names) > 1:
+            raise RefusedError(f"page {page.name!r} mixes optimizer groups with different state: {sorted(names)}")
+        trainable = page.trainable and self._spec is not None
+        return layout_page(number, page.name, page.params[0][1].dtype, trainable, params, elementwise)
+
+    def _layers_to_keep(self, keep: Sequence[str] | str) -> set[int]:
+        if isinstance(keep, str):
+            if keep not in ("auto", "all", "none"):
+                raise ConfigError(f"keep must be 'auto', 'all', 'none' or names of layers, got {keep!r}")
+            return set(range(len(self._cut.layers))) if keep == "all" else set()
+        names = {layer.name: number for number, layer in enumerate(self._cut.layers)}
+        for name in keep:
+            if name not in names:
+                raise ConfigError(f"keep: no layer is called {name!r}; layers: {', '.join(list(names)[:8])} ...")
+        return {names[name] for name in keep}
+
+    def _make_streamer(self) -> Streamer:
+        pool, grads = None, None
+        if self.store.path is not None and self.memory_bytes is not None:
+            largest = max(spec.param_bytes for spec in self._specs)
+            pool = max(self.memory_bytes // 2, 2 * largest)
+            grads = self.memory_bytes // 8
+        return Streamer(
+            self.store,
+            self._specs,
+            self._spec,
+            pool_bytes=pool,
+            grad_bytes=grads,
+            resident=frozenset(),
+            bind=self.engine.bind,
+            unbind=self.engine.unbind,
+        )
+
+    def _fill(self, nursery: Nursery | None, resumed: bool) -> None:
+        """Move the parameters into their pages; their own memory is given back."""
+        for number, (page, spec) in enumerate(zip(self._cut.pages, self._specs, strict=True)):
+            runtime = self._streamer.pages[number]
+            if not resumed:
+                slab = Buffer(spec.param_bytes)
+                flat = slab.view(spec.dtype, 0, spec.numel)
+                for (_, param), where in zip(page.params, spec.params, strict=True):
+                    source = nursery_of(param)
+                    values = param.data if source is None else source.load(param)
+                    flat[where.offset : where.offset + where.numel].copy_(values.reshape(-1))
+                    param.data = self.engine.poison(param)
+                    if source is not None:
+                        source.release(param)
+            else:
+                slab = None
+                for _, param in page.params:
+                    param.data = self.engine.poison(param)
+            if runtime.stored is None:
+                assert slab is not None
+                runtime.slab, runtime.valid = slab, True
+                self.engine.bind(number, runtime.param_views())
+                runtime.state = [Buffer(region.num_bytes) for region in spec.regions[1:]]
+            elif not resumed:
+                assert slab is not None
+                self._write_first(number, slab)
+        if nursery is not None:
+            nursery.clear()
+
+    def _write_first(self, number: int, slab: Buffer) -> None:
+        """The first contents of a page: its parameters, and state of zeros that need not be written."""
+        stored = self.store.pages[number]
+        spec = stored.spec
+        futures = []
+        for chunk in range(spec.regions[0].num_chunks):
+            start, stop = spec.regions[0].chunk_range(chunk)
+            futures.append(self.store.write(stored.source, spec, 0, chunk, slab.bytes[start:stop]))
+        for future in futures:
+            self.store.io.wait(future, f"writing {spec.name}")
+        self.store.zero_state(stored)
+
+    def _take_over(self, optimizer: torch.optim.Optimizer) -> None:
+        """The user's optimizer goes on holding the hyperparameters; stepping it steps the job."""
+        job = weakref.proxy(self)
+
+        def step(closure: Callable | None = None) -> None:
+            if closure is not None:
+                raise RefusedError("optimizer.step(closure) evaluates the model inside the step: call step() without one")
+            job.update()
+
+        def zero_grad(set_to_none: bool = True) -> None:
+            del set_to_none
+            job.zero_grad()
+
+        step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # schedulers look for it
+        optimizer.step = step  # type: ignore[method-assign, assignment]
+        optimizer.zero_grad = zero_grad  # type: ignore[method-assign]
+        optimizer._opt_called = True  # type: ignore[attr-defined]
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        groups = [] if self.optimizer is None else [_plain(snapshot(g)) for g in self.optimizer.param_groups]
+        return {
+            "step": self.step_count,
+            "random": random_state.save(),
+            "groups": groups,
+            "scheduler": None if self.scheduler is None else _plain(self.scheduler.state_dict()),
+            "extra": self.extra,
+            "plain_order": self.plain_order,
+        }
+
+    def _resume(self) -> None:
+        assert self.store.manifest is not None
+        state = self.store.manifest["state"]
+        self.step_count = self.durable_step = state["step"]
+        self.extra = state["extra"]
+        self.plain_order = state["plain_order"]
+        random_state.restore(state["random"])
+        if self.optimizer is not None:
+            for group, saved in zip(self.optimizer.param_groups, state["groups"], strict=True):
+                group.update(saved)
+        if self.scheduler is not None and state["scheduler"] is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        for page, steps in zip(self._streamer.pages, state["steps"], strict=True):
+            page.steps = list(steps)
+        self._put_buffers(self.store.read_buffers())
+
+    def _buffer_tensors(self) -> list[torch.Tensor]:
+        left = [tensor for _, tensor in self._cut.left]
+        return [t.data for t in [*left, *self.model.buffers()]]
+
+    def _buffers(self) -> bytes | None:
+        """All buffers, raw, if they have changed since they were last written."""
+        tensors = self._buffer_tensors()
+        versions = hash(tuple(t._version for t in [*[t for _, t in self._cut.left], *self.model.buffers()]))
+        if versions == self._buffers_sum:
+            return None
+        self._buffers_sum = versions
+        return b"".join(bytes(t.contiguous().view(-1).view(torch.uint8).numpy()) for t in tensors if t.numel())
+
+    def _put_buffers(self, raw: bytes | None) -> None:
+        if raw is None:
+            return
+        offset = 0
+        for tensor in self._buffer_tensors():
+            size = tensor.numel() * tensor.element_size()
+            if size:
+                part = torch.frombuffer(bytearray(raw[offset : offset + size]), dtype=tensor.dtype)
+                tensor.copy_(part.view(tensor.shape))
+            offset += size
+        if offset != len(raw):
+            raise StoreError(f"the store holds {len(raw)} bytes of buffers, this model has {offset}: another model?")
+
+    def _committed(self, step: int) -> Callable[[], None]:
+        def done() -> None:
+            self.durable_step = step
+
+        return done
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward, by streaming."""
+        self._require_open()
+        return self.model(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Job:
+        """As `nn.Module.train`."""
+        self.model.train(mode)
+        return self
+
+    def eval(self) -> Job:
+        """As `nn.Module.eval`."""
+        return self.train(False)
+
+    def step(self, batch: Any, micro_batches: int = 1) -> StepRecord:
+        """One optimizer step on a batch, cut into micro-batches that share every layer's load.
+
+        The gradient is that of the sum of the token losses over all valid targets of the step divided by their
+        number: each micro-batch's mean loss counts with its share of them.
+
+        Returns:
+            What the step did, cost and waited for.
+        """
+        started = time.perf_counter()
+        io = self.store.io
+        read, written = io.bytes_read, io.bytes_written
+        stalls = dict(self._streamer.stall_s)
+        rate = None if self.optimizer is None else float(self.optimizer.param_groups[0]["lr"])
+        self.backward(batch, micro_batches)
+        norm, skipped = self.update()
+        notes, self.notes = tuple(self.notes), []
+        return StepRecord(
+            step=self.step_count,
+            loss=self._last_loss,
+            grad_norm=norm,
+            tokens=batches.num_targets(batch),
+            seconds=time.perf_counter() - started,
+            bytes_read=io.bytes_read - read,
+            bytes_written=io.bytes_written - written,
+            stall_s={k: v - stalls.get(k, 0.0) for k, v in self._streamer.stall_s.items()},
+            skipped=skipped,
+            learning_rate=rate,
+            peak_rss_bytes=machine.peak_rss_bytes(),
+            schedule=self.schedule,
+            durable_step=self.durable_step,
+            notes=notes,
+        )
+
+    @property
+    def schedule(self) -> str:
+        """How the layers run, in a few words."""
+        kept = len(self.engine.keep)
+        order = "layer-major" if self.plain_order is None else "micro-batch-major"
+        return f"{order}, {kept} of {len(self._cut.layers)} layers keep activations"
+
+    def backward(self, batch: Any, micro_batches: int = 1) -> float:
+        """Forward and backward of a batch; gradients add up until `update`. Returns the loss."""
+        self._require_open()
+        parts = batches.split(batch, micro_batches)
+        counts = [batches.num_targets(part) for part in parts]
+        total = sum(counts)
+        if total == 0:
+            raise ConfigError("the batch has no valid target: every label is -100")
+        losses: list[torch.Tensor] = []
+
+        def run(index: int) -> None:
+            loss = self._forward_loss(parts[index])
+            if len(parts) > 1:
+                equal = counts[index] * len(parts) == total
+                loss = loss / len(parts) if equal else loss * (counts[index] / total)
+            losses.append(loss.detach())
+            loss.backward()
+
+        self.engine.open_cycle("train")
+        if len(parts) == 1 or self.plain_order is not None or not self._run_together(len(parts), run, losses):
+            self._run_in_turn(len(parts), run)
+        self._last_loss = float(torch.stack([loss.float() for loss in losses]).sum())
+        return self._last_loss
+
+    def _forward_loss(self, part: Any) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=True) if self.precision == "bf16" else _nothing():
+            output = batches.call(self.model, part)
+            return batches.find_loss(output) if self._loss is None else self._loss(output, part)
+
+    def _run_in_turn(self, count: int, run: Callable[[int], None]) -> None:
+        """The plain loop over micro-batches; learns how much randomness each one takes."""
+        states = [torch.get_rng_state()]
+        for index in range(count):
+            run(index)
+            self.engine.rest()
+            states.append(torch.get_rng_state())
+        if count > 1 and self.plain_order is None and not torch.equal(states[0], states[-1]):
+            draws = [random_state.distance(a, b) for a, b in zip(states, states[1:], strict=False)]
+            known = [d for d in draws if d is not None]
+            self._draws = known if len(known) == count else None
+
+    def _run_together(self, count: int, run: Callable[[int], None], losses: list[torch.Tensor]) -> bool:
+        """All micro-batches, layer by layer; False, with everything put back, if that differs from the plain loop."""
+        engine = self.engine
+        if any(page.grads.present for page in self._streamer.pages if page.pending is None):
+            return False
+        first = torch.get_rng_state()
+        starts = [first]
+        for draws in (self._draws or [0] * count)[: count - 1]:
+            starts.append(random_state.advance(starts[-1], draws))
+        if len(starts) != count:
+            starts = [first] * count
+        attributes = None if self._attributes_checked else self._attributes()
+        engine.start_log()
+        baton = Baton(starts)
+        engine.baton = baton
+        failed: str | None = None
+        try:
+            run_together(baton, [lambda index=index: run(index) for index in range(count)])
+            ends = baton.random_states
+            if any(not torch.equal(end, start) for end, start in zip(ends, starts[1:], strict=False)):
+                failed = "random"
+            elif attributes is not None and attributes != self._attributes():
+                failed = "a module keeps something from one call to the next"
+            else:
+                failed = engine.shared_state()
+        except Inexact as inexact:
+            failed = inexact.reason
+        finally:
+            engine.baton = None
+        if failed is None:
+            engine.rest()
+            self._attributes_checked = True
+            torch.set_rng_state(baton.random_states[-1])
+            return True
+        losses.clear()
+        engine.undo_log()
+        engine.rest()
+        engine.forget_gradients()
+        torch.set_rng_state(first)
+        if failed == "random":
+            self._draws_failed += 1
+            if self._draws_failed < 3:
+                return False
+            failed = "the randomness of a micro-batch depends on its data"
+        self.plain_order = failed
+        self.notes.append(f"micro-batches run one after another, as in a plain loop, because {failed}")
+        return False
+
+    def _attributes(self) -> dict[int, dict[str, int]]:
+        """What every module holds, by identity, to see whether a forward leaves something behind."""
+        skip = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_backward_hooks", "_openwafer")
+        return {
+            id(module): {k: id(v) for k, v in vars(module).items() if k not in skip}
+            for module in self.model.modules()
+        }
+
+    # --- update -----------------------------------------------------------------------------------------------------
+
+    def update(self) -> tuple[float | None, bool]:
+        """The optimizer step for the gradients so far: ordered now, applied to each page before its next use.
+
+        Returns:
+            The global gradient norm, and whether the step was skipped because a gradient is NaN or Inf.
+        """
+        self._require_open()
+        if self.optimizer is None:
+            raise ConfigError("this job has no optimizer: give one to compile")
+        self.engine.rest()
+        streamer = self._streamer
+        if streamer.pending():
+            streamer.flush()
+        streamer.wait_committed()
+        norms = self._norms_in_order()
+        norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+        finite = bool(torch.isfinite(norm)) or self._all_finite()
+        self.step_count += 1
+        if finite and norms:
+            coef = None
+            if self.clip_norm is not None:
+                coef = torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0)
+            hyper = tuple(snapshot(group) for group in self.optimizer.param_groups)
+            streamer.issue(Ticket(hyper, coef, self.step_count % self.commit_every == 0))
+        elif not finite:
+            self.engine.forget_gradients()
+            self.notes.append(f"step {self.step_count} skipped: the gradient holds NaN or Inf; no state was touched")
+        self.engine.norms.clear()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        if self.store.path is not None and self.step_count % self.commit_every == 0:
+            streamer.commit_when_updated(self._state(), self._buffers(), self._committed(self.step_count))
+        self.engine.close_cycle()
+        return float(norm), not finite
+
+    def _norms_in_order(self) -> list[torch.Tensor]:
+        """The norm of every gradient, in the order of `model.parameters()`."""
+        where = self.engine.page_of
+        keys = [where[id(p)] for p in self.model.parameters() if id(p) in where]
+        return [self.engine.norms[key] for key in keys if key in self.engine.norms]
+
+    def _all_finite(self) -> bool:
+        """Whether the gradients are finite although their norm is not (it may overflow)."""
+        return all(bool(torch.isfinite(grad).all()) for _, grad in self.gradients())
+
+    def zero_grad(self) -> None:
+        """Drop the gradients that no update has used yet."""
+        self.engine.rest()
+        self.engine.forget_gradients()
+
+    # --- looking in -------------------------------------------------------------------------------------------------
+
+    def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and gradients, as they are before clipping, between `backward` and `update`; a page at a time."""
+        self.engine.rest()
+        for number, page in enumerate(self._cut.pages):
+            runtime = self._streamer.pages[number]
+            if runtime.pending is not None or not runtime.grads.present:
+                continue
+            grads = self._streamer.take_gradients(number)
+            for index, grad in grads.items():
+                yield page.params[index][0], grad
+            self._streamer.stash(number, grads)
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and values, up to date, a page at a time; copy what you keep."""
+        for number, page in enumerate(self._cut.pages):
+            self._streamer.acquire([number], "reading")
+            try:
+                for name, param in page.params:
+                    yield name, param.detach()
+            finally:
+                self._streamer.release([number])
+        for name, tensor in self._cut.left:
+            yield name, tensor.detach()
+
+    def state_dict(self) -> OrderedDict[str, torch.Tensor]:
+        """A copy of the model's state, all of it in memory; `save` streams it to disk instead."""
+        self._settle()
+        values = {name: value.clone() for name, value in self.named_parameters()}
+        return self._as_state_dict(values)
+
+    def _as_state_dict(self, values: Mapping[str, torch.Tensor]) -> OrderedDict[str, torch.Tensor]:
+        names = {id(param): name for name, param in self.model.named_parameters()}
+        result: OrderedDict[str, torch.Tensor] = OrderedDict()
+        for key, tensor in self.model.state_dict(keep_vars=True).items():
+            result[key] = values[names[id(tensor)]] if id(tensor) in names else tensor.detach().clone()
+        return result
+
+    def optimizer_state(self) -> Iterator[tuple[str, dict[str, torch.Tensor | int]]]:
+        """Names and optimizer state, a page at a time; copy what you keep."""
+        self._settle()
+        for number, page in enumerate(self._cut.pages):
+            spec = self._specs[number]
+            if not spec.trainable:
+                continue
+            buffers = self._streamer.state_of(number)
+            for index, (name, _) in enumerate(page.params):
+                param = spec.params[index]
+                state: dict[str, torch.Tensor | int] = {"step": self._streamer.pages[number].steps[index]}
+                for position, tensor in enumerate(param.state):
+                    if spec.elementwise:
+                        view = buffers[position].view(tensor.dtype, param.offset, param.numel)
+                    else:
+                        size = math.prod(tensor.shape) * tensor.dtype.itemsize
+                        offset = param.aux_offsets[position]
+                        view = buffers[0].tensor[offset : offset + size].view(tensor.dtype)
+                    state[tensor.name] = view.view(tensor.shape)
+                yield name, state
+
+    def _settle(self) -> None:
+        """Apply every ordered update."""
+        self._require_open()
+        self.engine.rest()
+        self._streamer.flush()
+
+    # --- durability -------------------------------------------------------------------------------------------------
+
+    def commit(self, extra: Mapping[str, Any] | None = None) -> None:
+        """Make the state after the last update durable, now.
+
+        Args:
+            extra: JSON kept with the state and found in `job.extra` on resuming.
+        """
+        if extra is not None:
+            self.extra = dict(extra)
+        self._settle()
+        self._streamer.wait_committed()
+        if self.store.path is not None and (self.durable_step != self.step_count or extra is not None):
+            self._streamer.commit_when_updated(self._state(), self._buffers(), self._committed(self.step_count))
+            self._streamer.wait_committed()
+
+    def set_extra(self, extra: Mapping[str, Any]) -> None:
+        """JSON that the next commits carry."""
+        self.extra = dict(extra)
+
+    def snapshot(self, name: str) -> Path:
+        """Commit, and keep that state under a name; costs a manifest and hard links."""
+        self.commit()
+        return self.store.snapshot(name)
+
+    def close(self) -> None:
+        """Commit what is ordered, stop streaming, give the memory back. The model is empty afterwards."""
+        if self.closed:
+            return
+        try:
+            if self.store.path is not None:
+                self.commit()
+        finally:
+            self.closed = True
+            self.engine.detach()
+            self._streamer.close()
+            self.store.close()
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close without committing: the store stays at its last commit."""
+        if not self.closed:
+            self.closed = True
+            self.engine.detach()
+            self._streamer.close()
+            self.store.close()
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise ConfigError("this job is closed: compile the model again to go on")
+
+    closed = True
+
+
+class _nothing:
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: Any) -> None:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """Hyperparameters as JSON: tensors of one element become numbers, tuples lists."""
+    if isinstance(value, torch.Tensor):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items() if not callable(v)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value if not callable(v)]
+    return value
+
+
+__all__ = ["Job", "compile", "format_bytes", "init"]
