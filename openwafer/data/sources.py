@@ -30,6 +30,7 @@ _OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _UNSUPPORTED = (".zst", ".zip", ".7z", ".tar", ".tgz")
 _JSON_LINES = (".jsonl", ".ndjson")
 _PARQUET = ".parquet"
+_BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def _refuse_unreadable(path: Path) -> None:
 
 def _text_pieces(source: Source, text_field: str, counts: Counts) -> Iterator[Piece]:
     with open(source.path, "rb") as raw, _unpack(raw, source.path) as file:
-        text, rest = "", b""
+        text, rest, first = "", b"", True
         while block := file.read(PIECE_BYTES):
             block = rest + block + file.readline(PIECE_BYTES)
             cut = len(block) - _incomplete_tail(block)
@@ -169,6 +170,8 @@ def _text_pieces(source: Source, text_field: str, counts: Counts) -> Iterator[Pi
             if text:
                 yield Piece(text, last=False, read_bytes=raw.tell())
             text = _decode(block, counts)
+            if first:
+                text, first = text.removeprefix(_BYTE_ORDER_MARK), False
         text += _decode(rest, counts)
         if text:
             yield Piece(text, last=True, read_bytes=source.size_bytes)
@@ -189,7 +192,7 @@ def _json_pieces(source: Source, text_field: str, counts: Counts) -> Iterator[Pi
 
 def _json_text(line: str, text_field: str, where: str) -> str:
     try:
-        record = json.loads(line.removeprefix("\ufeff"))
+        record = json.loads(line.removeprefix(_BYTE_ORDER_MARK))
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", None) or "too deeply nested"
         raise DataError(

@@ -41,7 +41,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
 def _parse(text: str, name: str) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # noqa: BLE001  the library raises bare Exception
+    except Exception as error:  # the library raises nothing narrower
         raise DataError(f"{name} is not a Hugging Face tokenizer.json: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()

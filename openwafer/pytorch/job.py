@@ -427,6 +427,7 @@ class Job:
         losses: list[torch.Tensor] = []
 
         def run(index: int) -> None:
+            self.engine.local.index = index
             loss = self._forward_loss(parts[index])
             if len(parts) > 1:
                 equal = counts[index] * len(parts) == total

@@ -31,6 +31,8 @@ enum { VML_HA_QUIET = 0x140102 };
 typedef struct {
     /* torch.sqrt where torch has it from MKL, which does not round correctly there; NULL for the exact root. */
     void (*vml_sqrt)(int n, const float *from, float *to, int64_t mode);
+    /* MKL's thread count of the calling thread: sets it and returns the former. Comes with vml_sqrt. */
+    int (*vml_threads)(int count);
     uint64_t key[2];  /* streams of stochastic rounding: [0] for exp_avg and exp_avg_sq, [1] for max_exp_avg_sq */
     uint64_t element; /* global index of the first element */
     float clip_coef;
@@ -187,6 +189,8 @@ static void update_narrow(float *p, const float *g, uint16_t *m, uint16_t *v, ui
 /* Updates n elements in place. m, v and top (NULL without amsgrad) are fp32, or bf16 if moments_bf16. */
 void openwafer_adam(float *p, const void *grad, void *m, void *v, void *top, size_t n, const adam_args *a) {
     const size_t grad_bytes = a->grad_bf16 ? 2 : 4;
+    /* Else MKL starts a team of threads for every block, once torch has used more than one. */
+    const int vml_threads = a->vml_sqrt ? a->vml_threads(1) : 0;
     for (size_t at = 0; at < n; at += BLOCK) {
         const size_t count = n - at < BLOCK ? n - at : BLOCK;
         const size_t tail = a->fused && count == n - at ? n % FUSED_VECTOR : 0;
@@ -199,4 +203,5 @@ void openwafer_adam(float *p, const void *grad, void *m, void *v, void *top, siz
             update(p + at, g, (float *)m + at, (float *)v + at, top ? (float *)top + at : NULL, a, count, tail);
         }
     }
+    if (a->vml_sqrt) a->vml_threads(vml_threads);
 }

@@ -25,12 +25,17 @@ _LOG = logging.getLogger(__name__)
 _STATE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 _NUMBERS = ("lr", "eps", "weight_decay")
 
+# Addresses for `vml_sqrt` and `vml_threads` of kernels.c; none for the correctly rounded root.
+_Root = tuple[int | None, int | None]
+_EXACT: _Root = (None, None)
+
 
 class _AdamArgs(ctypes.Structure):
     """Mirrors `adam_args` in kernels.c."""
 
     _fields_ = [
         ("vml_sqrt", ctypes.c_void_p),
+        ("vml_threads", ctypes.c_void_p),
         ("key", ctypes.c_uint64 * 2),
         ("element", ctypes.c_uint64),
         *[
@@ -99,14 +104,14 @@ def load() -> ctypes.CDLL | None:
 
 
 @functools.cache
-def flavours() -> dict[bool, int | None]:
-    """Values of `fused` that the library reproduces bit for bit here -> address of the square root to use."""
+def flavours() -> dict[bool, _Root]:
+    """Values of `fused` that the library reproduces bit for bit here -> the square root to use."""
     library = load()
     if library is None:
         return {}
     found = {}
     for fused in (False, True):
-        roots = [root for root in (None, _mkl_sqrt()) if _agrees(library, fused, root)]
+        roots = [root for root in (_EXACT, _mkl_root()) if _agrees(library, fused, root)]
         if roots:
             found[fused] = roots[0]
         else:
@@ -119,21 +124,22 @@ def flavours() -> dict[bool, int | None]:
     return found
 
 
-def _mkl_sqrt() -> int | None:
-    """Address of MKL's vector square root inside torch, or None where torch is built without it.
+def _mkl_root() -> _Root:
+    """MKL's vector square root inside torch, or `_EXACT` where torch is built without it.
 
     torch.sqrt calls it on x86; its results are up to 0.75 units in the last place off, so no other root has its bits.
     """
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        return ctypes.cast(library.vmsSqrt, ctypes.c_void_p).value
+        functions = library.vmsSqrt, library.MKL_Set_Num_Threads_Local
     except (OSError, AttributeError):
-        return None
+        return _EXACT
+    return tuple(ctypes.cast(function, ctypes.c_void_p).value for function in functions)
 
 
 def _call(
     library: ctypes.CDLL,
-    vml_sqrt: int | None,
+    root: _Root,
     hyper: Mapping[str, Any],
     step: int,
     p: Tensor,
@@ -148,7 +154,8 @@ def _call(
     correction2 = 1 - beta2 ** float(step)
     narrow = state["exp_avg"].dtype == torch.bfloat16
     args = _AdamArgs(
-        vml_sqrt=vml_sqrt,
+        vml_sqrt=root[0],
+        vml_threads=root[1],
         element=element,
         clip_coef=1.0 if clip_coef is None else float(clip_coef),
         decay=1 - lr * weight_decay if decoupled else 1.0,
@@ -173,20 +180,22 @@ def _call(
     library.openwafer_adam(p.data_ptr(), g.data_ptr(), m, v, top, p.numel(), args)
 
 
-def _agrees(library: ctypes.CDLL, fused: bool, vml_sqrt: int | None) -> bool:
+def _agrees(library: ctypes.CDLL, fused: bool, root: _Root) -> bool:
     """Two updates of a few thousand values against torch.optim, with and without decoupled decay and amsgrad."""
     generator = torch.Generator().manual_seed(0)
+    # Said in full, for the caller may have another default dtype or device.
+    draw = functools.partial(torch.randn, 4109, generator=generator, dtype=torch.float32, device="cpu")
     for kind, amsgrad in ((AdamW, False), (Adam, True)):
-        start = torch.randn(4109, generator=generator)
+        start = draw()
         param = torch.nn.Parameter(start.clone())
         optimizer = kind([param], lr=1e-2, weight_decay=0.1, amsgrad=amsgrad, fused=fused)
         group = optimizer.param_groups[0]
         state = {name: torch.zeros_like(start) for name in _STATE[: 3 if amsgrad else 2]}
         for step in (1, 2):
-            grad = torch.randn(4109, generator=generator) * torch.randn(4109, generator=generator).exp()
+            grad = draw() * draw().exp()
             param.grad = grad.clone()
             optimizer.step()
-            _call(library, vml_sqrt, group, step, start, grad, state, None, 0, 0)
+            _call(library, root, group, step, start, grad, state, None, 0, 0)
         held = optimizer.state[param]
         if not torch.equal(start, param.detach()) or any(not torch.equal(held[name], state[name]) for name in state):
             return False

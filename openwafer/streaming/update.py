@@ -10,6 +10,7 @@ parameter is cut; the fused ones round the last n mod 8 elements of a call other
 multiple of `CHUNK_MULTIPLE` elements of its parameter and end at one or at the parameter's end.
 """
 
+import contextlib
 import copy
 import threading
 from collections.abc import Mapping, Sequence
@@ -202,7 +203,9 @@ def _run(
     optimizer.state.clear()
     optimizer.state[param] = held
     try:
-        optimizer.step()
+        # Adafactor's outer product is a matrix product, which a caller's autocast would make in bf16.
+        with contextlib.nullcontext() if spec.elementwise else torch.autocast(p.device.type, enabled=False):
+            optimizer.step()
         if spec.optimizer is SGD and step == 1 and held.get("momentum_buffer") is not None:
             state["momentum_buffer"].copy_(held["momentum_buffer"])
     finally:
@@ -214,7 +217,7 @@ def _stand_in(spec: OptimizerSpec) -> tuple[Optimizer, dict]:
     local = spec._stand_ins
     if not hasattr(local, "optimizer"):
         # A new instance, because a learning rate scheduler wraps `step` of the user's.
-        local.optimizer = spec.optimizer([torch.zeros(1)], lr=1e-3)
+        local.optimizer = spec.optimizer([torch.zeros(1, device="cpu")], lr=1e-3)
         local.counters = {}
     return local.optimizer, local.counters
 

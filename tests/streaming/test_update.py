@@ -176,7 +176,7 @@ def test_snapshot_is_not_changed_by_a_scheduler():
 
 
 @pytest.mark.parametrize(
-    "make, words",
+    ("make", "words"),
     [
         (lambda p: torch.optim.RMSprop(p), "RMSprop cannot be streamed; supported: AdamW, Adam, SGD, Adafactor, Lion"),
         (lambda p: type("Mine", (AdamW,), {})(p), "Mine cannot be streamed"),
@@ -205,7 +205,7 @@ def test_refuses_bf16_adafactor_and_other_dtypes():
 
 
 @pytest.mark.parametrize(
-    "kind, options, changed",
+    ("kind", "options", "changed"),
     [(SGD, {"lr": 0.1}, {"momentum": 0.9}), (AdamW, {}, {"amsgrad": True})],
 )
 def test_refuses_state_that_appears_later(kind, options, changed):
