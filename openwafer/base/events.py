@@ -34,6 +34,7 @@ class StepRecord:
         schedule: how the layers ran (kept, recomputed, ...), in a few words.
         durable_step: the last step that would survive a kill now.
         notes: what a person should read once.
+        io_s: seconds with at least one disk request under way; None where nobody counted.
     """
 
     step: int
@@ -50,6 +51,7 @@ class StepRecord:
     schedule: str
     durable_step: int
     notes: tuple[str, ...] = ()
+    io_s: float | None = None
 
     def __post_init__(self) -> None:
         # Copies: what the caller goes on changing must not change a record.
@@ -60,6 +62,11 @@ class StepRecord:
     def tokens_per_s(self) -> float:
         """Useful tokens per second of wall time."""
         return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds the compute thread waited, for any cause."""
+        return sum(self.stall_s.values())
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; NaN and Inf become the strings that `from_json` knows, for JSON has neither."""
@@ -78,11 +85,13 @@ class StepRecord:
         """
         known = {field.name for field in dataclasses.fields(cls)}
         values = {name: value for name, value in fields.items() if name in known}
-        missing = known - values.keys() - {"notes"}
+        missing = known - values.keys() - {"notes", "io_s"}
         if missing:
             raise KeyError(", ".join(sorted(missing)))
-        for name in ("loss", "seconds", "grad_norm", "learning_rate"):
-            values[name] = None if values[name] is None else float(values[name])
+        for name in ("loss", "seconds"):
+            values[name] = float(values[name])
+        for name in ("grad_norm", "learning_rate", "io_s"):
+            values[name] = None if values.get(name) is None else float(values[name])
         for name in ("step", "tokens", "bytes_read", "bytes_written", "peak_rss_bytes", "durable_step"):
             values[name] = int(values[name])
         values["stall_s"] = {str(cause): float(wait_s) for cause, wait_s in values["stall_s"].items()}

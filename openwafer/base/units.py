@@ -40,6 +40,7 @@ def parse_bytes(size: str | int, what: str = "size") -> int:
     Raises:
         ConfigError: for anything else, and for what is not at least one byte.
     """
+
     def refuse(reason: str) -> ConfigError:
         return ConfigError(f"{what}: {reason}, got {size!r}; write {_ALLOWED}.")
 

@@ -14,7 +14,7 @@ from openwafer.base.errors import DataError
 from openwafer.data.index import INDEX_FILE, TOKENIZER_FILE, Index, SourceRecord, dtype_for
 from openwafer.data.shards import TokenShards
 from openwafer.data.sources import PIECE_BYTES, Counts, Piece, Source, find_sources, read_pieces
-from openwafer.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer, train_tokenizer
+from openwafer.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer, plain_tokenizer, train_tokenizer
 from openwafer.data.writer import SHARD_BYTES, ShardWriter, atomic_folder, write_synced
 
 VOCAB_SIZE = 50257
@@ -75,10 +75,12 @@ def prepare(
     report = _Reporter(progress)
     with atomic_folder(out) as partial:
         sources = find_sources(inputs, counts)
-        if not isinstance(tokenizer, Tokenizer):
-            tokenizer = (
-                load_tokenizer(tokenizer) if tokenizer is not None else _train(sources, text_field, vocab_size, report)
-            )
+        if isinstance(tokenizer, Tokenizer):
+            tokenizer = plain_tokenizer(tokenizer)
+        elif tokenizer is not None:
+            tokenizer = load_tokenizer(tokenizer)
+        else:
+            tokenizer = _train(sources, text_field, vocab_size, report)
         eot_id = end_of_text_id(tokenizer, eot_token) if append_eot else None
         vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         dtype = dtype_for(vocab_size)
@@ -91,6 +93,7 @@ def prepare(
             raise
         if not writer.num_tokens:
             raise DataError(f"the {len(sources)} input files hold no text; there is nothing to train on")
+        tokenizer_json = tokenizer.to_str()
         index = Index(
             dtype=dtype,
             vocab_size=vocab_size,
@@ -99,11 +102,11 @@ def prepare(
             num_documents=num_documents,
             num_replaced_characters=counts.replaced_characters,
             num_skipped_files=len(counts.skipped_files),
-            tokenizer_xxh3_128=fingerprint(tokenizer),
+            tokenizer_xxh3_128=fingerprint(tokenizer_json),
             shards=writer.shards,
             sources=[SourceRecord(path=str(source.path), size_bytes=source.size_bytes) for source in sources],
         )
-        write_synced(partial / TOKENIZER_FILE, tokenizer.to_str())
+        write_synced(partial / TOKENIZER_FILE, tokenizer_json)
         write_synced(partial / INDEX_FILE, index.model_dump_json(indent=1))
     return TokenShards(out)
 

@@ -95,9 +95,12 @@ class TokenShards:
         Raises:
             DataError: it is missing, damaged, or another one than the index names.
         """
-        tokenizer = load_tokenizer(self.path / TOKENIZER_FILE)
-        if fingerprint(tokenizer) != self.index.tokenizer_xxh3_128:
-            raise DataError(f"{self.path / TOKENIZER_FILE} is not the tokenizer these tokens were made with")
+        path = self.path / TOKENIZER_FILE
+        tokenizer = load_tokenizer(path)
+        if fingerprint(path.read_text(encoding="utf-8")) != self.index.tokenizer_xxh3_128:
+            raise DataError(
+                f"{path} is not the tokenizer these tokens were made with; prepare the data anew or restore the file"
+            )
         return tokenizer
 
     def verify(self) -> None:

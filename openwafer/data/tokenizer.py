@@ -38,6 +38,11 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     return _parse(text, str(file))
 
 
+def plain_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy of a tokenizer in memory, set as `load_tokenizer` sets one."""
+    return _parse(tokenizer.to_str(), "the tokenizer")
+
+
 def _parse(text: str, name: str) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(text)
@@ -71,7 +76,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer=trainer)
-    return _parse(tokenizer.to_str(), "the tokenizer just trained")
+    return plain_tokenizer(tokenizer)
 
 
 def end_of_text_id(tokenizer: Tokenizer, token: str | None = None) -> int:
@@ -91,6 +96,6 @@ def end_of_text_id(tokenizer: Tokenizer, token: str | None = None) -> int:
     )
 
 
-def fingerprint(tokenizer: Tokenizer) -> str:
-    """XXH3-128 of the tokenizer's JSON, in hex."""
-    return xxhash.xxh3_128_hexdigest(tokenizer.to_str().encode())
+def fingerprint(text: str) -> str:
+    """XXH3-128 of a tokenizer.json's text, in hex."""
+    return xxhash.xxh3_128_hexdigest(text.encode())

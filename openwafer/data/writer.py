@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,6 @@ from openwafer.base.errors import DataError
 from openwafer.data.index import ShardRecord
 
 SHARD_BYTES = 256 << 20
-_LOCK_FILE = ".lock"
 
 
 @contextmanager
@@ -37,12 +37,11 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(target)
         partial = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
-    lock = os.open(partial / _LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+    lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _try_lock(lock)
         with _disk_errors(target):
             yield partial
-            (partial / _LOCK_FILE).unlink()
             partial.chmod(0o777 & ~_umask())
             sync(partial)
             _refuse_existing(target)
@@ -135,22 +134,25 @@ def _prefix(target: Path) -> str:
 
 def _remove_stale(target: Path) -> None:
     """Remove what earlier runs for this target left when they were killed."""
-    for folder in target.parent.glob(f".{_glob_escape(target.name)}.partial-*"):
+    for folder in target.parent.glob(f"{escape(_prefix(target))}*"):
         try:
-            lock = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError:
-            continue
+            continue  # gone in the meantime, or not one of ours
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
-            continue
+            if _try_lock(lock):
+                shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(lock)
 
 
-def _glob_escape(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+def _try_lock(folder: int) -> bool:
+    """Lock an open folder; false if another process has it, or where the file system has no such locks."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _umask() -> int:

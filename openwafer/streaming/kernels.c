@@ -127,7 +127,8 @@ CLONES static void make_noise(uint32_t *restrict noise, uint64_t key, uint64_t e
 }
 
 /* rounding.py says what this does; `half` chooses the 16 bits of noise. */
-CLONES static void narrow(uint16_t *restrict to, const float *restrict from, const uint32_t *restrict noise, int half, size_t n) {
+CLONES static void narrow(uint16_t *restrict to, const float *restrict from, const uint32_t *restrict noise, int half,
+                          size_t n) {
     const uint32_t full = 0x7f800000U;
     const int shift = 16 * half;
     for (size_t i = 0; i < n; i++) {
@@ -154,7 +155,8 @@ static const float *prepare(float *room, const void *grad, const float *p, const
 }
 
 /* One block of fp32 values; the last `tail` of them are rounded like torch's scalar loop. */
-static void update(float *p, const float *g, float *m, float *v, float *top, const adam_args *a, size_t n, size_t tail) {
+static void update(float *p, const float *g, float *m, float *v, float *top, const adam_args *a, size_t n,
+                   size_t tail) {
     const size_t body = n - tail;
     lerp(m, g, a->weight1, n);
     second_moment(v, g, a->beta2, a->weight2, body);
@@ -197,8 +199,8 @@ void openwafer_adam(float *p, const void *grad, void *m, void *v, void *top, siz
         float room[BLOCK];
         const float *g = prepare(room, (const char *)grad + at * grad_bytes, p + at, a, count);
         if (a->moments_bf16) {
-            update_narrow(p + at, g, (uint16_t *)m + at, (uint16_t *)v + at, top ? (uint16_t *)top + at : NULL, a, a->element + at,
-                          count, tail);
+            update_narrow(p + at, g, (uint16_t *)m + at, (uint16_t *)v + at, top ? (uint16_t *)top + at : NULL, a,
+                          a->element + at, count, tail);
         } else {
             update(p + at, g, (float *)m + at, (float *)v + at, top ? (float *)top + at : NULL, a, count, tail);
         }

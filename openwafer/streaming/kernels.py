@@ -60,10 +60,9 @@ def adam_applies(
     moments = state["exp_avg"].dtype
     if moments not in (torch.float32, torch.bfloat16):
         return False
-    if not all(
-        t.device.type == "cpu" and t.is_contiguous() and t.numel() == p.numel() for t in (p, g, *state.values())
-    ):
-        return False
+    for tensor in (p, g, *state.values()):
+        if not (tensor.is_cpu and tensor.is_contiguous() and tensor.numel() == p.numel()):
+            return False
     if any(tensor.dtype != moments for tensor in state.values()):
         return False
     return bool(hyper.get("fused")) in flavours()
@@ -134,7 +133,8 @@ def _mkl_root() -> _Root:
         functions = library.vmsSqrt, library.MKL_Set_Num_Threads_Local
     except (OSError, AttributeError):
         return _EXACT
-    return tuple(ctypes.cast(function, ctypes.c_void_p).value for function in functions)
+    root, threads = (ctypes.cast(function, ctypes.c_void_p).value for function in functions)
+    return root, threads
 
 
 def _call(

@@ -56,17 +56,18 @@ class Lion(Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
-                    self._update(group, param)
+                    self._update(group, param, param.grad)
         return loss
 
-    def _update(self, group: dict, param: Tensor) -> None:
-        if param.grad.is_sparse:
+    def _update(self, group: dict, param: Tensor, grad: Tensor) -> None:
+        if grad.is_sparse:
             raise ConfigError("Lion: sparse gradients are not supported; use a dense embedding")
         state = self.state[param]
         if not state:
             state["exp_avg"] = torch.zeros_like(param)
         exp_avg, lr, (beta1, beta2) = state["exp_avg"], float(group["lr"]), group["betas"]
-        grad = -param.grad if group["maximize"] else param.grad
+        if group["maximize"]:
+            grad = -grad
         if group["weight_decay"] != 0:
             param.mul_(1 - lr * group["weight_decay"])
         param.add_(exp_avg.mul(beta1).add_(grad, alpha=1 - beta1).sign_(), alpha=-lr)

@@ -217,7 +217,8 @@ def _stand_in(spec: OptimizerSpec) -> tuple[Optimizer, dict]:
     local = spec._stand_ins
     if not hasattr(local, "optimizer"):
         # A new instance, because a learning rate scheduler wraps `step` of the user's.
-        local.optimizer = spec.optimizer([torch.zeros(1, device="cpu")], lr=1e-3)
+        make: Any = spec.optimizer
+        local.optimizer = make([torch.zeros(1, device="cpu")], lr=1e-3)
         local.counters = {}
     return local.optimizer, local.counters
 

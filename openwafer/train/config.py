@@ -72,10 +72,11 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """Token shards that `openwafer data prepare` wrote, and how they are cut into sequences."""
+    """Token shards that `openwafer data prepare` wrote, how they are cut, and the share kept for validation."""
 
     path: Path
     sequence_length: PositiveInt = 1024
+    validation: Share = 0.0
 
 
 class OptimizerConfig(Section):
@@ -125,6 +126,8 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["fp32", "bf16"] = "bf16"
     commit_every: PositiveInt = 1
+    validate_every: PositiveInt | None = None
+    validation_batches: PositiveInt = 4
 
     @model_validator(mode="after")
     def _one_batch_size(self) -> "TrainConfig":
@@ -170,6 +173,8 @@ class RunConfig(Section):
         positions = self.model.max_positions
         if positions is not None and length > positions:
             raise ValueError(f"data.sequence_length {length} is over model.max_positions {positions}")
+        if self.train.validate_every is not None and not self.data.validation:
+            raise ValueError("train.validate_every needs data.validation, a share of the data such as 0.01")
         if self.schedule.warmup_steps > self.total_steps:
             raise ValueError(
                 f"schedule.warmup_steps {self.schedule.warmup_steps} is over the {self.total_steps} steps of the schedule"

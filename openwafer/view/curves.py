@@ -55,9 +55,7 @@ def run_view(run_dir: Path, out: Path | None = None) -> Path:
     return out
 
 
-def draw_curves(
-    steps: Sequence[StepRecord], out: Path, title: str = "run", resumed_after: Sequence[int] = ()
-) -> None:
+def draw_curves(steps: Sequence[StepRecord], out: Path, title: str = "run", resumed_after: Sequence[int] = ()) -> None:
     """Write a PNG of ``steps``; ``resumed_after`` are the last durable steps before each resume."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10, 9.4), dpi=120, facecolor="white")
@@ -119,7 +117,9 @@ def _draw_throughput(axis: Axes, steps: Sequence[StepRecord]) -> None:
     axis.plot([record.step for record in steps], rates, color=_BLUE, marker=_marker(steps), markersize=3, linewidth=1.3)
     axis.axhline(middle, color=_ORANGE, linewidth=1.2, linestyle=(0, (5, 3)), label=f"median {middle:,.0f} tokens/s")
     axis.set_ylim(0, max(*rates, middle, 1e-9) * 1.25)
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda rate, _position: f"{rate:,.0f}" if middle >= 10 else f"{rate:g}"))
+    axis.yaxis.set_major_formatter(
+        FuncFormatter(lambda rate, _position: f"{rate:,.0f}" if middle >= 10 else f"{rate:g}")
+    )
     axis.set_ylabel("useful tokens/s")
     axis.legend(loc="lower right")
 

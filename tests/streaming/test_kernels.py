@@ -29,6 +29,7 @@ def extreme(count, seed):
 
 
 @native
+@pytest.mark.skipif("AVX" not in torch.backends.cpu.get_cpu_capability(), reason="torch rounds otherwise without FMA")
 def test_both_flavours_are_reproduced_on_this_machine():
     assert set(kernels.flavours()) == {False, True}
 
@@ -49,7 +50,7 @@ def test_bits_of_extreme_values(kind, fused, amsgrad):
     p, g = param.detach().clone(), extreme(count, 9)
     param.grad = g * 0.37
     optimizer.step()
-    assert kernels.adam_applies(kind, snapshot(group), p, g, start)
+    assert kernels.adam_applies(kind, snapshot(group), p, g, start) == (fused in kernels.flavours())
     apply(spec, snapshot(group), 7, p, g, start, 0.37)
     for want, got in [(param.detach(), p), *((optimizer.state[param][name], start[name]) for name in names)]:
         both_nan = want.isnan() & got.isnan()

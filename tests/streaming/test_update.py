@@ -104,6 +104,7 @@ def assert_equal_bits(pairs):
 
 @pytest.fixture(params=["native", "torch"])
 def path(request, monkeypatch):
+    """Run with the native kernels, and with torch alone."""
     if request.param == "torch":
         monkeypatch.setattr(kernels, "adam_applies", lambda *_: False)
     elif not kernels.flavours():
