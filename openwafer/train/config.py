@@ -6,13 +6,13 @@ are frozen. Reading files and naming what is wrong in them is `read_config`'s; t
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from openwafer.base.units import parse_bytes
 
-PRESETS = (
+Preset = Literal[
     "cerebras-gpt-111m",
     "cerebras-gpt-256m",
     "cerebras-gpt-590m",
@@ -20,10 +20,11 @@ PRESETS = (
     "cerebras-gpt-2.7b",
     "cerebras-gpt-6.7b",
     "cerebras-gpt-13b",
-)
+]
+PRESETS: tuple[str, ...] = get_args(Preset)
 
 # Options of each optimizer with their defaults, those of torch.optim except where a language model wants another.
-OPTIMIZER_OPTIONS: Mapping[str, Mapping[str, object]] = {
+OPTIMIZER_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "adamw": {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1},
     "adam": {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
     "sgd": {"momentum": 0.9, "weight_decay": 0.0},
@@ -51,7 +52,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """A member of a family by name, its fields overridden one by one, or every field."""
 
-    preset: Literal[PRESETS] | None = None
+    preset: Preset | None = None
     vocab_size: PositiveInt | None = None
     hidden_size: PositiveInt | None = None
     num_layers: PositiveInt | None = None
@@ -99,7 +100,7 @@ class OptimizerConfig(Section):
                 raise ValueError(f"{self.name} has no {option}; it has lr, {', '.join(allowed)}")
         return self
 
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         """Keyword arguments for the optimizer's constructor: lr and what belongs to it, defaults filled in."""
         chosen = {name: getattr(self, name) for name in OPTIMIZER_OPTIONS[self.name]}
         defaults = OPTIMIZER_OPTIONS[self.name]
@@ -168,7 +169,7 @@ class RunConfig(Section):
             )
         if self.sequences % self.train.micro_batches:
             raise ValueError(
-                f"train.micro_batches {self.train.micro_batches} does not divide the {self.sequences} sequences of a step"
+                f"train.micro_batches {self.train.micro_batches} does not divide a step's {self.sequences} sequences"
             )
         positions = self.model.max_positions
         if positions is not None and length > positions:
@@ -177,7 +178,7 @@ class RunConfig(Section):
             raise ValueError("train.validate_every needs data.validation, a share of the data such as 0.01")
         if self.schedule.warmup_steps > self.total_steps:
             raise ValueError(
-                f"schedule.warmup_steps {self.schedule.warmup_steps} is over the {self.total_steps} steps of the schedule"
+                f"schedule.warmup_steps {self.schedule.warmup_steps} is over the schedule's {self.total_steps} steps"
             )
         return self
 

@@ -59,7 +59,7 @@ def generate_text(
         job.eval()
         pieces = _Pieces(tokenizer.decode, ids, on_text)
         out = generate(
-            job,
+            job.model,
             torch.tensor([ids]),
             sampling.max_new_tokens,
             temperature=sampling.temperature,

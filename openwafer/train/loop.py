@@ -88,7 +88,7 @@ def resume(run_dir: Path | str, overrides: Sequence[str] = (), *, console: Conso
         done = job.step_count
         job.abandon()
         raise RunError(
-            f"{folder.path} has done all its {done} steps. For more: openwafer resume {folder.path} train.steps={2 * done}"
+            f"{folder.path} has done all its {done} steps. For more: {folder.resume_command} train.steps={2 * done}"
         )
     if overrides:
         folder.save(config)
@@ -226,7 +226,7 @@ def _check_vocabulary(config: RunConfig, shards: TokenShards) -> None:
     vocab_size = decoder_config(config.model).vocab_size
     if shards.vocab_size > vocab_size:
         raise ConfigError(
-            f"the tokens of {shards.path} come from a vocabulary of {shards.vocab_size}, the model has {vocab_size} rows: "
+            f"the tokens of {shards.path} have a vocabulary of {shards.vocab_size}, the model has {vocab_size} rows: "
             f"set model.vocab_size={shards.vocab_size} or more, or prepare the data with a smaller vocabulary."
         )
 

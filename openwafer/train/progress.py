@@ -6,7 +6,6 @@ It is told of every step and decides only how to show it; nothing is measured he
 import statistics
 import time
 from collections import deque
-from types import TracebackType
 from typing import Protocol, Self
 
 from rich import box
@@ -17,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from openwafer.base.events import StepRecord
-from openwafer.base.units import format_bytes, format_count, format_seconds
+from openwafer.base.units import format_bytes, format_seconds
 
 _RECENT = 20
 
@@ -75,9 +74,7 @@ class Progress(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *exc_info: object) -> None: ...
 
 
 def make_progress(console: Console, tally: Tally) -> Progress:
@@ -156,35 +153,32 @@ class LiveProgress:
         tally, record = self._tally, self._tally.last
         if record is None:
             return Group(Text(f"step 1 of {tally.steps} is under way"))
-        table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(min_width=24)
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(min_width=24)
         loss = "skipped (NaN or Inf)" if record.skipped else f"{record.loss:.4f}"
-        norm = "" if record.grad_norm is None else f"   norm {record.grad_norm:.3g}"
         rate = "-" if record.learning_rate is None else f"{record.learning_rate:.3g}"
-        written = tally.written_before_bytes + tally.bytes_written
-        skipped = f"{tally.skipped} skipped" if tally.skipped else "none skipped"
-        table.add_row("loss", Text(loss, "bold" + (" red" if record.skipped else "")), "learning rate", rate + norm)
-        table.add_row("tokens/s", f"{tally.tokens_per_s:,.0f}", "tokens a step", format_count(record.tokens))
-        table.add_row("stall", tally.stalls(), "steps", skipped)
+        norm = "-" if record.grad_norm is None else f"{record.grad_norm:.3g}"
+        written = format_bytes(tally.written_before_bytes + tally.bytes_written)
+        table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+        for style in ("dim", "", "dim", ""):
+            table.add_column(style=style, no_wrap=True)
         table.add_row(
-            "this step",
-            f"read {format_bytes(record.bytes_read)}, written {format_bytes(record.bytes_written)}",
-            "disk written",
-            f"{format_bytes(written)} in all",
+            "loss", Text(loss, "bold red" if record.skipped else "bold"), "tokens/s", f"{tally.tokens_per_s:,.0f}"
         )
+        table.add_row("gradient norm", norm, "learning rate", rate)
         table.add_row(
-            "peak RSS", format_bytes(record.peak_rss_bytes), "durable", f"step {record.durable_step}, {record.schedule}"
+            "read in step", format_bytes(record.bytes_read), "written in step", format_bytes(record.bytes_written)
         )
+        table.add_row("peak RSS", format_bytes(record.peak_rss_bytes), "written in all", written)
+        table.add_row("steps skipped", str(tally.skipped), "durable step", str(record.durable_step))
+        foot = Table.grid(padding=(0, 2))
+        foot.add_row(Text("stall", "dim"), tally.stalls())
+        foot.add_row(Text("schedule", "dim"), record.schedule)
         head = Table.grid(padding=(0, 2))
         head.add_row(
             Text(f"step {record.step}/{tally.steps}", "bold"),
             ProgressBar(total=tally.steps, completed=record.step, width=40),
             Text(f"ETA {format_seconds(tally.remaining_s)}" if record.step < tally.steps else "done"),
         )
-        return Group(head, table)
+        return Group(head, table, foot)
 
 
 def _percent(part: float, whole: float) -> str:

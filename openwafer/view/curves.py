@@ -6,6 +6,7 @@ Colours: the Okabe-Ito palette, told apart by colour-blind eyes (Okabe and Ito 2
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -19,7 +20,7 @@ from openwafer.base.units import format_bytes, format_count, format_seconds
 
 _BLUE, _ORANGE, _INK, _GRID = "#0072B2", "#D55E00", "#333333", "#E4E4E4"
 _CAUSES = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#999999")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "text.color": _INK,
