@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from openwafer.base.errors import RefusedError
 from openwafer.pytorch.partition import Layer, Partition
+from openwafer.pytorch.profile import Recorder
 from openwafer.pytorch.schedule import Abandoned, Baton
 from openwafer.pytorch.visit import KeepingVisit, RecomputingVisit, SlabView
 from openwafer.streaming.streamer import Streamer
@@ -65,6 +66,7 @@ class Engine:
         self.streamer: Streamer = None  # type: ignore[assignment]  # set by attach
         self.keep: set[int] = set()
         self.baton: Baton | None = None
+        self.recorder: Recorder | None = None
         self.norms: dict[tuple[int, int], torch.Tensor] = {}
         self.local = Pass()
         self.page_of = {id(p): (n, i) for n, page in enumerate(cut.pages) for i, (_, p) in enumerate(page.params)}
@@ -284,6 +286,8 @@ class Engine:
     # --- calls ------------------------------------------------------------------------------------------------------
 
     def _root(self, call: Callable, args: tuple, kwargs: dict) -> Any:
+        if self.recorder is not None:
+            return call(*args, **kwargs)
         training = torch.is_grad_enabled()
         if self.baton is None:
             self.open_cycle("train" if training else "eval")
@@ -311,7 +315,13 @@ class Engine:
             return self.view_slab(packed)
         return packed
 
+    def record(self, recorder: Recorder) -> None:
+        """Show every call of a layer to a recorder instead of streaming (in a profiling child only)."""
+        self.recorder = recorder
+
     def _visit(self, layer: Layer, call: Callable, args: tuple, kwargs: dict) -> Any:
+        if self.recorder is not None:
+            return self.recorder.visit(layer, call, args, kwargs)
         if self.local.visiting is not None:
             return call(*args, **kwargs)
         self.enter(layer)

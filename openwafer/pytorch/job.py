@@ -26,6 +26,7 @@ from openwafer.pytorch import batch as batches
 from openwafer.pytorch import random_state
 from openwafer.pytorch.construct import Nursery, init, nursery_of
 from openwafer.pytorch.engine import Engine, Inexact
+from openwafer.pytorch.planning import RING_CHUNKS, Planner, base_bytes
 from openwafer.pytorch.partition import PageParams, Partition, Selector, partition
 from openwafer.pytorch.schedule import Baton, run_together
 from openwafer.streaming.files import Buffer
@@ -53,6 +54,8 @@ def compile(
     keep: Sequence[str] | str = "auto",
     moments: str = "fp32",
     limit: str | int | None = None,
+    example: Any = None,
+    micro_batches: int = 1,
 ) -> Job:
     """Prepare a model to be trained (or only run) by streaming.
 
@@ -72,6 +75,8 @@ def compile(
         keep: names of layers that keep their activations instead of recomputing them, or "auto".
         moments: "fp32", or "bf16": optimizer state in bf16 with stochastic rounding.
         limit: layers larger than this are cut further.
+        example: a batch as `step` will get it (with `micro_batches`): the budget is checked and divided here and now
+            rather than at the first step.
 
     Raises:
         BudgetError: the memory budget is too small; names the smallest that works.
@@ -111,6 +116,8 @@ def compile(
         keep=keep,
         moments=MOMENTS[moments],
         nursery=made,
+        example=example,
+        micro_batches=micro_batches,
     )
 
 
@@ -133,6 +140,8 @@ class Job:
         keep: Sequence[str] | str,
         moments: torch.dtype,
         nursery: Nursery | None,
+        example: Any,
+        micro_batches: int,
     ):
         self.model = model
         self.store = store
@@ -156,9 +165,12 @@ class Job:
         self._group_of = self._groups(optimizer)
         self._spec = None if optimizer is None else OptimizerSpec.of(optimizer, moments=moments)
         self._specs = [self._page_spec(number, page) for number, page in enumerate(cut.pages)]
-        resumed = store.attach(self._specs)
         self.engine = Engine(model, cut, precision)
+        self._keep = keep
         self.engine.keep = self._layers_to_keep(keep)
+        self.planner = Planner(store, self._specs, self.engine, memory_bytes, self._forward_loss)
+        self.planner.refuse_hopeless(self._base_without_parameters())
+        resumed = store.attach(self._specs)
         self._streamer = self._make_streamer()
         self._fill(nursery, resumed)
         self.engine.attach(self._streamer)
@@ -171,8 +183,9 @@ class Job:
         if not resumed and store.path is not None:
             self._streamer.commit_when_updated(self._state(), self._buffers(), self._committed(0))
             self._streamer.wait_committed()
-        self.engine.close_cycle()
         self.closed = False
+        if example is not None:
+            self._configure(batches.split(example, micro_batches))
 
     # --- making -----------------------------------------------------------------------------------------------------
 
@@ -222,22 +235,45 @@ class Job:
                 raise ConfigError(f"keep: no layer is called {name!r}; layers: {', '.join(list(names)[:8])} ...")
         return {names[name] for name in keep}
 
+    def _base_without_parameters(self) -> int:
+        """The resident set as it will be once the parameters have moved into their pages."""
+        inside = sum(
+            param.untyped_storage().nbytes() for page in self._cut.pages for _, param in page.params
+        )
+        return max(0, machine.current_rss_bytes() - inside)
+
     def _make_streamer(self) -> Streamer:
+        """A streamer that can load any layer; `_configure` gives it the rest of the budget."""
         pool, grads = None, None
         if self.store.path is not None and self.memory_bytes is not None:
-            largest = max(spec.param_bytes for spec in self._specs)
-            pool = max(self.memory_bytes // 2, 2 * largest)
-            grads = self.memory_bytes // 8
+            pool = max((sum(self._specs[i].param_bytes for i in l.pages) for l in self._cut.layers), default=0)
+            pool += sum(self._specs[i].param_bytes for i in self._cut.shared)
+            grads = 0
         return Streamer(
             self.store,
             self._specs,
             self._spec,
             pool_bytes=pool,
             grad_bytes=grads,
-            resident=frozenset(),
+            ring_chunks=RING_CHUNKS,
             bind=self.engine.bind,
             unbind=self.engine.unbind,
         )
+
+    def _configure(self, parts: Sequence[Any]) -> None:
+        """Divide the memory budget for batches like this one."""
+        if not self.planner.is_new(parts):
+            return
+        plan = self.planner.make_plan(parts, base_bytes(self._streamer.memory_bytes))
+        if self.planner.note is not None:
+            self.notes.append(self.planner.note)
+            self.planner.note = None
+        if plan is not None:
+            if self._keep == "auto":
+                self.engine.keep = set(plan.keep)
+            self._streamer.configure(plan.pool_bytes, plan.grad_bytes, plan.resident)
+        elif self._keep == "auto":
+            self.engine.keep = set(range(len(self._cut.layers)))
 
     def _fill(self, nursery: Nursery | None, resumed: bool) -> None:
         """Move the parameters into their pages; their own memory is given back."""
@@ -435,6 +471,7 @@ class Job:
             losses.append(loss.detach())
             loss.backward()
 
+        self._configure(parts)
         self.engine.open_cycle("train")
         if len(parts) == 1 or self.plain_order is not None or not self._run_together(len(parts), run, losses):
             self._run_in_turn(len(parts), run)

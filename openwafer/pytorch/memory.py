@@ -86,38 +86,174 @@ def activation_peak(profile: Profile, keep: frozenset[int], micro_batches: int) 
             continue
         at = backward_visit if backward_visit >= 0 else last
         own = segment.peak_bytes - saved_before[at]
-        recompute = profile.saved_bytes[at] if profile.layers[at] not in keep else 0
-        del recompute
         peak = max(peak, own + held_before[at] + held_before[at + 1] * (micro_batches - 1))
     return peak
 
 
-def minimum(base: int, ring: int, specs: Sequence[PageSpec], plan: Sequence[tuple[int, ...]], activation: int) -> MemoryPlan:
-    """The smallest division that works: two accesses' pages at a time, gradients leave at once."""
-    sizes = [spec.param_bytes for spec in specs]
-    pairs = [sum(sizes[i] for i in set(a) | set(b)) for a, b in zip(plan, plan[1:], strict=False)]
-    singles = [sum(sizes[i] for i in a) for a in plan]
-    pool = max(pairs + singles, default=0)
-    always = sum(size for size, spec in zip(sizes, specs, strict=True) if spec.name.startswith("small parameters"))
-    slack = max((spec.param_bytes for spec in specs if spec.trainable), default=0)
-    return MemoryPlan(
-        base, ring, pool + always, 0, slack, activation, frozenset(), frozenset(), 0, *_traffic(specs, pool + always, 0, frozenset())
+@dataclass(frozen=True)
+class Demand:
+    """What a step asks of memory and disk, whatever the division.
+
+    Attributes:
+        accesses: sets of pages in the order of a step; `shared`: pages that stay for the whole step.
+        profile: activations of one micro-batch; None if the model could not be run on fake tensors.
+        flops_s, read_bytes_s, write_bytes_s: what this machine does, to weigh recomputation against traffic.
+    """
+
+    base_bytes: int
+    ring_bytes: int
+    specs: tuple[PageSpec, ...]
+    shared: tuple[int, ...]
+    accesses: tuple[tuple[int, ...], ...]
+    profile: Profile | None
+    micro_batches: int
+    flops_s: float = 1e11
+    read_bytes_s: float = 1e9
+    write_bytes_s: float = 1e9
+
+
+def least(demand: Demand, keep: frozenset[int] = frozenset()) -> MemoryPlan:
+    """The smallest division that works: the pages of two accesses at a time, gradients leave at once."""
+    sizes = [spec.param_bytes for spec in demand.specs]
+    cycle = [*demand.accesses, *demand.accesses[:1]]
+    pairs = [sum(sizes[i] for i in set(a) | set(b)) for a, b in zip(cycle, cycle[1:], strict=False)]
+    pool = max(pairs, default=max(sizes, default=0)) + sum(sizes[i] for i in demand.shared)
+    slack = max((spec.param_bytes for spec in demand.specs if spec.trainable), default=0)
+    activation = 0
+    if demand.profile is not None:
+        # The layer at which the forward turns round needs its activations at once: keeping them costs nothing.
+        keep |= {demand.profile.layers[-1]} if demand.profile.layers else set()
+        activation = activation_peak(demand.profile, keep, demand.micro_batches)
+    plan = MemoryPlan(
+        demand.base_bytes, demand.ring_bytes, pool, 0, slack, activation, keep, frozenset(), 0, 0, 0
     )
+    return _with_traffic(demand, plan)
 
 
-def _traffic(specs: Sequence[PageSpec], pool: int, grads: int, resident: frozenset[int]) -> tuple[int, int]:
-    """Bytes read and written by a step that visits every page once in the forward and once in the backward."""
-    total = sum(spec.param_bytes for spec in specs)
-    kept = min(pool, total)
-    read = 2 * (total - kept)
-    write = 0
-    gradient = sum(spec.param_bytes for spec in specs if spec.trainable)
-    spilled = max(0, gradient - grads)
-    read += spilled
-    write += spilled
-    for spec in specs:
-        if spec.trainable:
-            write += spec.param_bytes + spec.state_bytes
-            if spec.index not in resident:
-                read += spec.state_bytes
-    return read, write
+def divide(demand: Demand, budget_bytes: int) -> MemoryPlan:
+    """Divide a budget.
+
+    Raises:
+        BudgetError: the budget is too small; names the smallest that works.
+    """
+    plan = least(demand)
+    if plan.peak_bytes > budget_bytes:
+        raise BudgetError(
+            f"memory={format_bytes(budget_bytes)} is too small: this step needs at least "
+            f"{_round_up(plan.peak_bytes)} ({describe(plan)}). Give more memory, cut the batch into more "
+            "micro_batches, or cut large layers with limit="
+        )
+    layers = list(demand.profile.layers) if demand.profile is not None else []
+    waiting = [layer for layer in reversed(list(dict.fromkeys(layers))) if layer not in plan.keep]
+    while True:
+        candidates = []
+        if waiting:
+            kept = least(demand, plan.keep | {waiting[0]})
+            candidates.append(replace(plan, keep=kept.keep, activation_bytes=kept.activation_bytes))
+        more = _less_traffic(demand, plan)
+        if more is not None:
+            candidates.append(more)
+        candidates = [_with_traffic(demand, c) for c in candidates if c.peak_bytes <= budget_bytes]
+        if not candidates:
+            if waiting and more is not None and more.peak_bytes <= budget_bytes:
+                continue
+            return plan
+        better = min(candidates, key=lambda c: (predict_seconds(demand, c), -len(c.keep)))
+        if better.keep != plan.keep:
+            waiting = waiting[1:]
+        plan = better
+
+
+def predict_seconds(demand: Demand, plan: MemoryPlan) -> float:
+    """Seconds of a step: the longer of computing and moving bytes."""
+    return max(compute_seconds(demand, plan), io_seconds(demand, plan))
+
+
+def compute_seconds(demand: Demand, plan: MemoryPlan) -> float:
+    """Seconds of arithmetic, recomputation included."""
+    if demand.profile is None:
+        return 0.0
+    visits = demand.profile.layers
+    again = sum(layer not in plan.keep for layer in visits) / max(1, len(visits))
+    # Forward is a third of a step's arithmetic; of it the recomputed layers' share runs twice, less the last product.
+    return demand.profile.flops * demand.micro_batches * (1 + again * 0.29) / demand.flops_s
+
+
+def io_seconds(demand: Demand, plan: MemoryPlan) -> float:
+    """Seconds of disk traffic, reads and writes side by side."""
+    return max(plan.read_bytes / demand.read_bytes_s, plan.write_bytes / demand.write_bytes_s)
+
+
+def describe(plan: MemoryPlan) -> str:
+    """The parts of a plan in words."""
+    parts = {
+        "the process itself": plan.base_bytes,
+        "parameters in use": plan.pool_bytes,
+        "gradients": plan.grad_bytes + plan.grad_slack_bytes,
+        "activations": plan.activation_bytes,
+        "optimizer state": plan.resident_bytes,
+        "buffers for the disk": plan.ring_bytes,
+    }
+    return ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
+
+
+def _round_up(num_bytes: int) -> str:
+    return f"{-(-num_bytes // (1 << 20))}MiB"
+
+
+def _less_traffic(demand: Demand, plan: MemoryPlan) -> MemoryPlan | None:
+    """The plan with one step more of memory spent against disk traffic: gradients, parameters, then state."""
+    trainable = [spec for spec in demand.specs if spec.trainable]
+    step = max((spec.param_bytes for spec in trainable), default=0)
+    if plan.grad_bytes < sum(spec.param_bytes for spec in trainable):
+        return replace(plan, grad_bytes=plan.grad_bytes + step)
+    if plan.pool_bytes < sum(spec.param_bytes for spec in demand.specs):
+        return replace(plan, pool_bytes=plan.pool_bytes + step)
+    for spec in trainable:
+        if spec.index not in plan.resident and spec.state_bytes:
+            resident_bytes = plan.resident_bytes + spec.state_bytes
+            return replace(plan, resident=plan.resident | {spec.index}, resident_bytes=resident_bytes)
+    return None
+
+
+def _with_traffic(demand: Demand, plan: MemoryPlan) -> MemoryPlan:
+    trainable = [spec for spec in demand.specs if spec.trainable]
+    read = parameter_reads(demand, plan.pool_bytes)
+    read += sum(spec.state_bytes for spec in trainable if spec.index not in plan.resident)
+    write = sum(spec.param_bytes + spec.state_bytes for spec in trainable)
+    spilled = max(0, sum(spec.param_bytes for spec in trainable) - plan.grad_bytes - plan.grad_slack_bytes)
+    return replace(plan, read_bytes=read + spilled, write_bytes=write + spilled)
+
+
+def parameter_reads(demand: Demand, pool_bytes: int) -> int:
+    """Bytes of parameters read in one cycle of accesses, once the pool is warm, by Belady's rule."""
+    sizes = [spec.param_bytes for spec in demand.specs]
+    sequence = [tuple(dict.fromkeys(access)) for access in demand.accesses]
+    length = len(sequence)
+    present: set[int] = set(demand.shared)
+    reads = 0
+    for position in range(2 * length):
+        for index in sequence[position % length]:
+            if index in present:
+                continue
+            used = sum(sizes[i] for i in present)
+            if used + sizes[index] > pool_bytes:
+                ahead = _next_uses(sequence, position)
+                busy = {*sequence[position % length], *demand.shared}
+                for victim in sorted(present - busy, key=lambda i: ahead.get(i, 2 * length), reverse=True):
+                    present.discard(victim)
+                    used -= sizes[victim]
+                    if used + sizes[index] <= pool_bytes:
+                        break
+            present.add(index)
+            if position >= length:
+                reads += sizes[index]
+    return reads
+
+
+def _next_uses(sequence: Sequence[tuple[int, ...]], position: int) -> dict[int, int]:
+    uses: dict[int, int] = {}
+    for distance in range(len(sequence)):
+        for index in sequence[(position + distance) % len(sequence)]:
+            uses.setdefault(index, distance)
+    return uses

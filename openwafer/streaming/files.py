@@ -286,7 +286,9 @@ class IOEngine:
 
     def _write(self, file: PageFile, buffer: memoryview, offset: int, note: Callable[[int], None] | None) -> int:
         digest = checksum(buffer)
-        self._call(f"writing {len(buffer)} bytes at {offset} of {file.path}", self.files.pwrite, (file.fd, buffer, offset))
+        self._call(
+            f"writing {len(buffer)} bytes at {offset} of {file.path}", self.files.pwrite, (file.fd, buffer, offset)
+        )
         self._count(0, len(buffer))
         if note is not None:
             note(digest)

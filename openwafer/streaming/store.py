@@ -9,12 +9,10 @@ written, a fresh file takes its place. Without a path the store holds nothing on
 
 from __future__ import annotations
 
-import base64
-import fcntl
 import functools
-import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -23,14 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from openwafer.base.errors import StoreCorrupt, StoreError, StoreLocked
+from openwafer.base.errors import OpenwaferError, StoreCorrupt, StoreError
+from openwafer.streaming import manifest as manifests
 from openwafer.streaming.files import FileLayer, IOEngine, PageFile, checksum, store_error
+from openwafer.streaming.lock import Lock
+from openwafer.streaming.manifest import BUFFERS, SLOTS, other, page_file, read_manifest, write_manifest
 from openwafer.streaming.page import PageSpec
 
 log = logging.getLogger("openwafer")
 
-FORMAT = 1
-SLOTS = ("a", "b")
+MANIFEST = "manifest.json"
 
 
 class Slot:
@@ -58,7 +58,7 @@ class StoredPage:
     def target_name(self) -> str:
         """Where new state goes: never over the committed slot."""
         if self.durable == self.current and len(self.slots) > 1:
-            return "b" if self.current == "a" else "a"
+            return other(self.current, SLOTS)
         return self.current
 
 
@@ -70,82 +70,54 @@ class Store:
         StoreCorrupt: the manifest is damaged or of another format.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, *, files: FileLayer | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        files: FileLayer | None = None,
+        timeout_s: float = 300.0,
+    ):
         self.path = None if path is None else Path(path).absolute()
         self.files = files or FileLayer()
-        self.io = IOEngine(self.files)
+        self.io = IOEngine(self.files, timeout_s=timeout_s)
         self.pages: list[StoredPage] = []
         self.manifest: dict[str, Any] | None = None
-        self._lock_fd: int | None = None
-        self._buffers_turn = 0
+        self._lock: Lock | None = None
+        self._new_names = False
         if self.path is not None:
             self._open(self.path)
 
     def _open(self, path: Path) -> None:
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock_fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            if not path.exists():
+                path.mkdir(parents=True, exist_ok=True)
+                self.files.sync_folder(path.parent)
+            self._lock = Lock(path / "lock")
         except OSError as error:
             raise store_error(error, f"opening the store {path}") from error
         try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            owner = os.pread(self._lock_fd, 64, 0).decode(errors="replace").strip() or "unknown"
-            os.close(self._lock_fd)
-            self._lock_fd = None
-            raise StoreLocked(
-                f"{path} is in use by process {owner}: one process at a time may write a store. "
-                "Wait for it, stop it, or give this run another store."
-            ) from None
-        os.ftruncate(self._lock_fd, 0)
-        os.pwrite(self._lock_fd, str(os.getpid()).encode(), 0)
-        self.manifest = self._read_manifest(path / "manifest.json")
+            self.manifest = read_manifest(self.files, path / MANIFEST)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Release the files and the lock; what was not committed is gone."""
-        self.io.close()
-        for page in self.pages:
-            for slot in page.slots.values():
-                slot.file.close()
+        if self.io.close():
+            for page in self.pages:
+                for slot in page.slots.values():
+                    slot.file.close()
         self.pages = []
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     @property
     def root(self) -> Path:
         assert self.path is not None
         return self.path
 
-    # --- manifest -------------------------------------------------------------------------------------------------
-
-    def _read_manifest(self, path: Path) -> dict[str, Any] | None:
-        try:
-            text = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise store_error(error, f"reading {path}") from error
-        try:
-            envelope = json.loads(text)
-            body = envelope["body"]
-            whole = checksum(json.dumps(body, sort_keys=True).encode()) == envelope["checksum"]
-            version = envelope["format"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreCorrupt(f"{path} is not a manifest ({error}): restore it from a snapshot or a copy") from error
-        if version != FORMAT:
-            raise StoreCorrupt(f"{path} has format {version}, this version reads {FORMAT}: use the version that wrote it")
-        if not whole:
-            raise StoreCorrupt(f"{path} is damaged (checksum mismatch): restore it from a snapshot or a copy")
-        return body
-
-    def _write_manifest(self, path: Path, body: Mapping[str, Any]) -> None:
-        digest = checksum(json.dumps(body, sort_keys=True).encode())
-        text = json.dumps({"format": FORMAT, "checksum": digest, "body": body}, sort_keys=True)
-        try:
-            self.files.write_whole(path, text.encode())
-        except OSError as error:
-            raise store_error(error, f"committing {path}") from error
+    # --- commit ---------------------------------------------------------------------------------------------------
 
     def commit(self, state: Mapping[str, Any], buffers: bytes | None) -> None:
         """Make the current slots and `state` (JSON) durable, all or nothing.
@@ -155,50 +127,68 @@ class Store:
         """
         if self.path is None:
             return
-        entry = None if self.manifest is None else self.manifest.get("buffers")
-        try:
-            for page in self.pages:
-                if page.durable != page.current:
-                    self.files.sync(page.source.file.fd)
-            if buffers is not None:
-                self._buffers_turn ^= 1
-                name = f"buffers-{self._buffers_turn}.bin"
-                self.files.write_whole(self.path / name, buffers)
-                entry = {"file": name, "checksum": checksum(buffers)}
-        except OSError as error:
-            raise store_error(error, f"committing to {self.path}") from error
+        self._sync_pages(self.path / "pages")
+        entry = None if self.manifest is None else self.manifest["buffers"]
+        if buffers is not None:
+            entry = self._write_buffers(buffers)
         body = {
-            "pages": [self._page_entry(page) for page in self.pages],
+            "pages": [self._page_entry(number, page) for number, page in enumerate(self.pages)],
             "buffers": entry,
             "state": dict(state),
         }
-        self._write_manifest(self.path / "manifest.json", body)
+        self._bounded(f"committing to {self.path}", write_manifest, self.files, self.path / MANIFEST, body)
         self.manifest = body
         for page in self.pages:
             page.durable = page.current
 
-    def _page_entry(self, page: StoredPage) -> dict[str, Any]:
+    def _sync_pages(self, folder: Path) -> None:
+        """Everything that new state was written to is on the device, and its name too."""
+        changed = [page for page in self.pages if page.durable != page.current]
+        calls = [
+            (page, self.io.call(f"flushing {page.source.file.path}", self.files.sync, page.source.file.fd))
+            for page in changed
+        ]
+        for page, call in calls:
+            self.io.wait(call, f"flushing {page.source.file.path}")
+        if self._new_names:
+            self._bounded(f"flushing {folder}", self.files.sync_folder, folder)
+            self._new_names = False
+
+    def _write_buffers(self, buffers: bytes) -> dict[str, Any]:
+        """Write the buffers beside those of the last commit."""
+        last = None if self.manifest is None else self.manifest["buffers"]
+        name = BUFFERS[0] if last is None else other(last["file"], BUFFERS)
+        path = self.root / name
+        self._bounded(f"writing {path}", self.files.write_whole, path, buffers)
+        return {"file": name, "bytes": len(buffers), "checksum": checksum(buffers)}
+
+    def _bounded(self, doing: str, function: Any, *args: Any) -> Any:
+        """Run something that may hang; StoreTimeout if it does."""
+        return self.io.wait(self.io.call(doing, function, *args), doing)
+
+    def _page_entry(self, number: int, page: StoredPage) -> dict[str, Any]:
         return {
             "name": page.spec.name,
             "layout": _describe(page.spec),
-            "file": page.source.file.path.name,
+            "file": page_file(number, page.current),
             "slot": page.current,
-            "sums": {name: base64.b64encode(sums.tobytes()).decode() for name, sums in page.source.sums.items()},
+            "sums": {name: manifests.encode_sums(sums) for name, sums in page.source.sums.items()},
         }
 
     def read_buffers(self) -> bytes | None:
         """The model buffers of the last commit, raw."""
-        entry = None if self.manifest is None else self.manifest.get("buffers")
-        if entry is None:
-            return None
-        path = self.root / entry["file"]
+        entry = None if self.manifest is None else self.manifest["buffers"]
+        return None if entry is None else self._read_buffers(self.root / entry["file"], entry)
+
+    def _read_buffers(self, path: Path, entry: Mapping[str, Any]) -> bytes:
         try:
-            data = path.read_bytes()
+            data = self.files.read_whole(path, max(entry["bytes"], manifests.MOST_BYTES))
+        except FileNotFoundError as error:
+            raise StoreCorrupt(f"{path} is missing: {manifests.ADVICE}") from error
         except OSError as error:
             raise store_error(error, f"reading {path}") from error
-        if checksum(data) != entry["checksum"]:
-            raise StoreCorrupt(f"{path} is damaged (checksum mismatch): restore it from a snapshot or a copy")
-        self._buffers_turn = int(entry["file"].removeprefix("buffers-").removesuffix(".bin"))
+        if len(data) != entry["bytes"] or checksum(data) != entry["checksum"]:
+            raise StoreCorrupt(f"{path} is damaged (checksum mismatch): {manifests.ADVICE}")
         return data
 
     # --- pages ----------------------------------------------------------------------------------------------------
@@ -218,23 +208,52 @@ class Store:
         folder = self.path / "pages"
         try:
             folder.mkdir(exist_ok=True)
+            self.files.sync_folder(self.path)
+            self._sweep(folder, 0 if entries is None else len(entries))
         except OSError as error:
             raise store_error(error, f"creating {folder}") from error
         self._require_room(specs, folder)
+        self._new_names = True
         for number, spec in enumerate(specs):
-            names = SLOTS if spec.trainable else SLOTS[:1]
-            slots = {}
-            for name in names:
-                path = folder / f"{number:05d}.{name}"
-                exists = entries is not None and path.exists()
-                slots[name] = Slot(PageFile(self.files, path, spec.slot_bytes, create=not exists), spec)
-            page = StoredPage(spec, slots)
-            if entries is not None:
-                page.current = page.durable = entries[number]["slot"]
-                for region, text in entries[number]["sums"].items():
-                    page.source.sums[region] = np.frombuffer(base64.b64decode(text), dtype=np.uint64).copy()
-            self.pages.append(page)
+            self._attach_page(number, spec, None if entries is None else entries[number])
         return entries is not None
+
+    def _sweep(self, folder: Path, num_pages: int) -> None:
+        """Remove page files that no commit names: an attempt that died before its first, perhaps of another model."""
+        for path in folder.iterdir():
+            if manifests.is_page_file(path.name) and (path.suffix == ".new" or int(path.stem) >= num_pages):
+                self.files.unlink(path)
+
+    def _attach_page(self, number: int, spec: PageSpec, entry: Mapping[str, Any] | None) -> None:
+        current = SLOTS[0] if entry is None else entry["slot"]
+        page = StoredPage(spec, {})
+        self.pages.append(page)  # at once: should one of its files fail, `close` closes the other
+        for name in SLOTS if spec.trainable else (current,):
+            committed = entry is not None and name == current
+            path = self.root / "pages" / page_file(number, name)
+            if not committed:
+                self._clear_short(path, spec.slot_bytes)
+            page.slots[name] = Slot(PageFile(self.files, path, spec.slot_bytes, create=not committed), spec)
+        page.current = current
+        if entry is None:
+            return
+        page.durable = current
+        for region in spec.regions:
+            try:
+                page.source.sums[region.name] = manifests.decode_sums(entry["sums"][region.name], region.num_chunks)
+            except (KeyError, ValueError) as error:
+                raise StoreCorrupt(
+                    f"{self.path}: the manifest has no good checksums for {region.name} of {spec.name} ({error}); "
+                    + manifests.ADVICE
+                ) from error
+
+    def _clear_short(self, path: Path, num_bytes: int) -> None:
+        """A file that death left shorter than it should be is made anew, never grown: a snapshot may share it."""
+        try:
+            if path.exists() and path.stat().st_size < num_bytes:
+                self.files.unlink(path)
+        except OSError as error:
+            raise store_error(error, f"removing {path}") from error
 
     def _require_room(self, specs: Sequence[PageSpec], folder: Path) -> None:
         needed = sum(spec.slot_bytes * (2 if spec.trainable else 1) for spec in specs)
@@ -269,11 +288,21 @@ class Store:
         """The slot that new state of a page goes to, ready to be written (never a linked or committed file)."""
         slot = page.slots[page.target_name]
         if slot.file.num_links > 1:
-            path = slot.file.path
-            slot.file.close()
-            path.unlink()
-            slot.file = PageFile(self.files, path, page.spec.slot_bytes, create=True)
+            self._bounded(f"replacing {slot.file.path}", self._renew, slot, page.spec.slot_bytes)
         return slot
+
+    def _renew(self, slot: Slot, num_bytes: int) -> None:
+        path = slot.file.path
+        fresh = PageFile(self.files, path.with_name(path.name + ".new"), num_bytes, create=True)
+        try:
+            self.files.rename(fresh.path, path)
+        except BaseException:
+            fresh.close()
+            raise
+        fresh.path = path
+        slot.file.close()
+        slot.file = fresh
+        self._new_names = True
 
     def read(self, page: StoredPage, region: int, chunk: int, buffer: memoryview) -> Future[None]:
         """Read one chunk of a region of the current slot into `buffer`."""
@@ -286,15 +315,8 @@ class Store:
         """Write one chunk of a region into `slot` and note its checksum."""
         where = spec.regions[region]
         start, _ = where.chunk_range(chunk)
-        future = self.io.write(slot.file, buffer, where.offset + start)
         sums = slot.sums[where.name]
-
-        def note(done: Future[int]) -> None:
-            if not done.cancelled() and done.exception() is None:
-                sums[chunk] = done.result()
-
-        future.add_done_callback(note)
-        return future
+        return self.io.write(slot.file, buffer, where.offset + start, lambda digest: sums.__setitem__(chunk, digest))
 
     # --- snapshots ------------------------------------------------------------------------------------------------
 
@@ -306,51 +328,81 @@ class Store:
         """
         if self.path is None or self.manifest is None:
             raise StoreError("there is no committed state to snapshot: commit a step first, with a store on disk")
-        if not name or name != os.path.basename(name) or name.startswith("."):
-            raise StoreError(f"{name!r} is no name for a snapshot: use letters, digits, '-' and '_'")
-        folder = self.path / "snapshots" / name
+        folder = self._snapshot_folder(name)
         if folder.exists():
             raise StoreError(f"snapshot {name!r} exists in {self.path}: choose another name or remove {folder}")
         temporary = folder.with_name(f".{name}.new")
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             (temporary / "pages").mkdir(parents=True)
-            for page in self.pages:
-                assert page.durable is not None
-                path = page.slots[page.durable].file.path
-                _link(path, temporary / "pages" / path.name)
-            if self.manifest.get("buffers"):
-                shutil.copy2(self.path / self.manifest["buffers"]["file"], temporary)
-            shutil.copy2(self.path / "manifest.json", temporary)
-            self.files.replace(temporary, folder)
-        except OSError as error:
+            self._fill_snapshot(temporary, self.manifest)
+            self.files.rename(temporary, folder)
+            self.files.sync_folder(folder.parent)
+            self.files.sync_folder(self.path)
+        except (OSError, OpenwaferError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise store_error(error, f"making snapshot {name!r}") from error
+            if isinstance(error, OSError):
+                raise store_error(error, f"making snapshot {name!r}") from error
+            raise
         return folder
 
+    def _snapshot_folder(self, name: str) -> Path:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            raise StoreError(f"{name!r} is no name for a snapshot: use letters, digits, '-', '_' and '.'")
+        return self.root / "snapshots" / name
+
+    def _fill_snapshot(self, folder: Path, body: Mapping[str, Any]) -> None:
+        for entry in body["pages"]:
+            self.files.link_or_copy(self.root / "pages" / entry["file"], folder / "pages" / entry["file"])
+        self.files.sync_folder(folder / "pages")
+        buffers = body["buffers"]
+        if buffers is not None:
+            self.files.write_whole(folder / buffers["file"], self._read_buffers(self.root / buffers["file"], buffers))
+        write_manifest(self.files, folder / MANIFEST, body)
+
     def restore(self, name: str) -> None:
-        """Make a snapshot the committed state again; only before the pages are attached."""
+        """Make a snapshot the committed state again, all or nothing; only before the pages are attached.
+
+        Raises:
+            StoreError: there is no such snapshot.
+            StoreCorrupt: a file of the snapshot is missing or damaged.
+        """
         assert not self.pages, "restore before the pages are attached"
-        folder = self.root / "snapshots" / name
-        manifest = self._read_manifest(folder / "manifest.json")
-        if manifest is None:
+        folder = self._snapshot_folder(name)
+        body = read_manifest(self.files, folder / MANIFEST)
+        if body is None:
             known = sorted(path.name for path in (self.root / "snapshots").glob("[!.]*"))
             raise StoreError(f"{self.path} has no snapshot {name!r}; it has: {', '.join(known) or 'none'}")
         try:
-            for entry in manifest["pages"]:
-                # The slot that is committed now must survive until the manifest names the restored one.
-                restored = self.root / "pages" / (entry["file"] + ".restored")
-                restored.unlink(missing_ok=True)
-                _link(folder / "pages" / entry["file"], restored)
-            for entry in manifest["pages"]:
-                restored = self.root / "pages" / (entry["file"] + ".restored")
-                self.files.replace(restored, self.root / "pages" / entry["file"])
-            if manifest.get("buffers"):
-                shutil.copy2(folder / manifest["buffers"]["file"], self.root)
+            (self.root / "pages").mkdir(exist_ok=True)
+            body["pages"] = [self._restore_page(folder, n, entry) for n, entry in enumerate(body["pages"])]
+            self.files.sync_folder(self.root / "pages")
+        except FileNotFoundError as error:
+            raise StoreCorrupt(f"snapshot {name!r} is not whole: {error.filename} is missing") from error
         except OSError as error:
             raise store_error(error, f"restoring snapshot {name!r}") from error
-        self._write_manifest(self.root / "manifest.json", manifest)
-        self.manifest = manifest
+        if body["buffers"] is not None:
+            buffers = body["buffers"]
+            body["buffers"] = self._write_buffers(self._read_buffers(folder / buffers["file"], buffers))
+        write_manifest(self.files, self.root / MANIFEST, body)
+        self.manifest = body
+
+    def _restore_page(self, folder: Path, number: int, entry: dict[str, Any]) -> dict[str, Any]:
+        """Put a page of a snapshot where no committed state is: the manifest in force stays good."""
+        source = folder / "pages" / entry["file"]
+        committed = [] if self.manifest is None else self.manifest["pages"]
+        slot = entry["slot"]
+        if number < len(committed):
+            slot = committed[number]["slot"]
+            if os.path.samefile(source, self.root / "pages" / page_file(number, slot)):
+                return {**entry, "slot": slot, "file": page_file(number, slot)}
+            slot = other(slot, SLOTS)
+        target = self.root / "pages" / page_file(number, slot)
+        temporary = target.with_name(target.name + ".new")
+        self.files.unlink(temporary)
+        self.files.link_or_copy(source, temporary)
+        self.files.rename(temporary, target)
+        return {**entry, "slot": slot, "file": target.name}
 
 
 @functools.cache
@@ -358,15 +410,8 @@ def _zero_checksum(num_bytes: int) -> int:
     return checksum(bytes(num_bytes))
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
 def _describe(spec: PageSpec) -> str:
     """The layout of a page in one comparable line."""
     params = ", ".join(f"{param.name}{list(param.shape)}" for param in spec.params)
-    regions = ", ".join(region.name for region in spec.regions)
+    regions = ", ".join(f"{region.name} of {region.num_bytes:,} bytes" for region in spec.regions)
     return f"{params} as {str(spec.dtype).removeprefix('torch.')} with {regions}"

@@ -113,7 +113,6 @@ class Streamer:
     Args:
         pool_bytes: for parameter slabs; None keeps every page in memory.
         grad_bytes: for gradients waiting for their update; None keeps all of them in memory.
-        resident: indices of pages whose optimizer state stays in memory.
         bind, unbind: called with a page and its parameter views when they come to or leave memory.
     """
 
@@ -125,7 +124,6 @@ class Streamer:
         *,
         pool_bytes: int | None,
         grad_bytes: int | None,
-        resident: frozenset[int],
         ring_chunks: int = 12,
         bind: Callable[[int, list[torch.Tensor]], None],
         unbind: Callable[[int], None],
@@ -137,7 +135,6 @@ class Streamer:
         self._bind, self._unbind = bind, unbind
         firsts = [0, *itertools.accumulate(spec.numel for spec in specs)]
         self.pages = [Page(spec, store.pages[i] if store.pages else None, firsts[i]) for i, spec in enumerate(specs)]
-        self.resident = resident if store.pages else frozenset(range(len(specs)))
         self.stall_s: dict[str, float] = {}
         self._free_slabs: dict[int, list[Buffer]] = {}
         self._slab_bytes = 0
@@ -160,6 +157,24 @@ class Streamer:
     def start(self) -> None:
         """Begin to stream; pages must have their first contents in the store or in their slabs by now."""
         self._thread.start()
+
+    def configure(self, pool_bytes: int, grad_bytes: int, resident: frozenset[int]) -> None:
+        """Set the shares of memory. Pages in `resident` keep their optimizer state in memory from now on."""
+        with self._changed:
+            self.pool_bytes, self.grad_bytes = pool_bytes, grad_bytes
+            self._wait(lambda: not self._busy and not any(page.loading for page in self.pages), "settling")
+            for index in resident:
+                page = self.pages[index]
+                if page.state is None:
+                    page.state = self._read_state(page)
+            self._changed.notify_all()
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that pages take now: slabs, buffers, state and gradients."""
+        ring = 0 if self._ring is None else self._ring.count * self._chunk_bytes
+        state = sum(buffer.num_bytes for page in self.pages for buffer in page.state or ())
+        return self._slab_bytes + ring + state + sum(page.grads.num_bytes for page in self.pages)
 
     # --- called by the compute thread ---------------------------------------------------------------------------
 

@@ -1,0 +1,151 @@
+"""Turns a job's memory budget into settings of its streamer, as soon as the shape of a batch is known.
+
+Before a batch is known only the parameters can be counted; that is enough to refuse a hopeless budget at once. The
+first batch of every new shape is profiled in a child process, and the budget divided anew.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_flatten
+
+from openwafer.base import machine
+from openwafer.base.errors import BudgetError
+from openwafer.base.units import format_bytes
+from openwafer.pytorch.engine import Engine
+from openwafer.pytorch.memory import Demand, MemoryPlan, describe, divide, least
+from openwafer.pytorch.profile import Profile, profile
+from openwafer.streaming.page import CHUNK_ELEMENTS, PageSpec
+from openwafer.streaming.probe import Rates, probe
+from openwafer.streaming.store import Store
+
+log = logging.getLogger("openwafer")
+
+RING_CHUNKS = 12
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+MMAP_THRESHOLD_BYTES = 1 << 20
+
+
+def return_freed_memory() -> None:
+    """Make glibc give large freed blocks back at once, so that the resident set is what is in use."""
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, MMAP_THRESHOLD_BYTES)
+        libc.malloc_trim(0)
+    except (OSError, AttributeError):  # not glibc
+        log.debug("the C library has no mallopt")
+
+
+class Planner:
+    """Divides one job's budget.
+
+    Args:
+        run: forward and loss of one micro-batch.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        specs: Sequence[PageSpec],
+        engine: Engine,
+        budget_bytes: int | None,
+        run: Callable[[Any], torch.Tensor],
+    ):
+        self.store = store
+        self.specs = tuple(specs)
+        self.engine = engine
+        self.budget_bytes = budget_bytes
+        self.plan: MemoryPlan | None = None
+        self.note: str | None = None
+        self._run = run
+        self._rates: Rates | None = None
+        self._seen: object = None
+
+    @property
+    def state_bytes(self) -> int:
+        """Master parameters, optimizer state and gradients of the model."""
+        return sum(s.param_bytes * (2 if s.trainable else 1) + s.state_bytes for s in self.specs)
+
+    def refuse_hopeless(self, base_bytes: int) -> None:
+        """Refuse a budget that cannot hold even the pages, whatever the batch."""
+        if self.budget_bytes is None:
+            return
+        if self.store.path is None:
+            needed = base_bytes + self.state_bytes
+            if needed > self.budget_bytes:
+                raise BudgetError(
+                    f"memory={format_bytes(self.budget_bytes)} is too small to train in memory alone: parameters, "
+                    f"gradients and optimizer state take {format_bytes(needed)} with the process itself. "
+                    "Give store='a/folder' to stream them from disk"
+                )
+            return
+        plan = least(self._demand(base_bytes, None, 1))
+        if plan.peak_bytes > self.budget_bytes:
+            raise BudgetError(
+                f"memory={format_bytes(self.budget_bytes)} is too small: without any activation the smallest that "
+                f"works is {-(-plan.peak_bytes // (1 << 20))}MiB ({describe(plan)})"
+            )
+
+    def is_new(self, parts: Sequence[Any]) -> bool:
+        """Whether batches of this shape have not been planned for."""
+        return self._signature(parts) != self._seen
+
+    def make_plan(self, parts: Sequence[Any], base_bytes: int) -> MemoryPlan | None:
+        """Plan for batches like this one.
+
+        Raises:
+            BudgetError: the budget is too small for it; names the smallest that works.
+        """
+        self._seen = self._signature(parts)
+        if self.budget_bytes is None or self.store.path is None:
+            return None
+        measured = profile(self.engine.model, parts[0], self._run, self.engine.number, self.engine.record)
+        if isinstance(measured, str):
+            self.note = f"activations could not be predicted ({measured}): half of the budget is left for them"
+            demand = self._demand(base_bytes + self.budget_bytes // 2, None, len(parts))
+        else:
+            demand = self._demand(base_bytes, measured, len(parts))
+        self.plan = divide(demand, self.budget_bytes)
+        return self.plan
+
+    def _demand(self, base_bytes: int, measured: Profile | None, micro_batches: int) -> Demand:
+        rates = Rates(1e11, 1e9, 1e9, 1e9)
+        if measured is not None:
+            if self._rates is None:
+                dtype = torch.bfloat16 if self.engine.precision == "bf16" else torch.float32
+                self._rates = probe(self.store.path, dtype)
+            rates = self._rates
+        pages = [layer.pages for layer in self.engine.cut.layers]
+        if measured is not None:
+            pages = [self.engine.cut.layers[number].pages for number in measured.layers]
+        chunk_bytes = CHUNK_ELEMENTS * max((s.dtype.itemsize for s in self.specs), default=4)
+        return Demand(
+            base_bytes,
+            RING_CHUNKS * max(chunk_bytes, CHUNK_ELEMENTS * 4),
+            self.specs,
+            self.engine.cut.shared,
+            tuple(pages + pages[::-1]),
+            measured,
+            micro_batches,
+            rates.flops_s,
+            rates.read_bytes_s,
+            rates.write_bytes_s,
+        )
+
+    @staticmethod
+    def _signature(parts: Sequence[Any]) -> object:
+        leaves, structure = tree_flatten(parts[0])
+        shapes = tuple((tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else type(x) for x in leaves)
+        return len(parts), str(structure), shapes
+
+
+def base_bytes(slab_bytes: int) -> int:
+    """The process without its pages, now."""
+    return_freed_memory()
+    return machine.current_rss_bytes() - slab_bytes
