@@ -115,7 +115,7 @@ class EventWriter:
     def mark(self, event: str, **fields: Any) -> None:
         """Append something that is not a step: ``mark("start", ...)``, ``mark("resume", step=12)``."""
         assert event != "step", "steps go through write()"
-        self._write({"event": event, **fields})
+        self._write({"event": event, **{name: _from_float(value) for name, value in fields.items()}})
 
     def close(self) -> None:
         """Close the file; closing twice does nothing."""

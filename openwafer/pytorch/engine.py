@@ -24,6 +24,7 @@ from openwafer.pytorch.partition import Layer, Partition
 from openwafer.pytorch.profile import Recorder
 from openwafer.pytorch.schedule import Abandoned, Baton
 from openwafer.pytorch.visit import KeepingVisit, RecomputingVisit, SlabView
+from openwafer.streaming.heap import Heap
 from openwafer.streaming.streamer import Streamer
 
 # Names of tensor methods and attributes that tell about a tensor without reading it.
@@ -91,9 +92,10 @@ class Engine:
         self._buffers: dict[int, torch.Tensor] = {}
         self._layer_buffers: list[tuple[int, ...]] = []
         self._mutated: set[int] = set()
-        self._constant: set[int] = set()
         self._buffer_log: dict[int, torch.Tensor] | None = None
-        self._poison = {}
+        self._outside: list[int] = []
+        self._poison: dict[torch.dtype, torch.Tensor] = {}
+        self.heap = Heap()
 
     # --- attaching ------------------------------------------------------------------------------------------------
 
@@ -200,6 +202,7 @@ class Engine:
             self.baton.reach(self.local.index, layer)
             if self._current is layer:
                 return
+        self.heap.tend()
         self._leave(layer.pages)
         self._follow(layer.pages)
         self._current = layer
@@ -263,6 +266,11 @@ class Engine:
         if shared:
             self.streamer.acquire(shared, "forward")
             self._held.update(shared)
+
+    @property
+    def mid_step(self) -> bool:
+        """Whether a step has begun and not ended."""
+        return self._cycle == "train"
 
     def close_cycle(self) -> None:
         """The step has ended: what it did is the plan of the next one."""
@@ -375,22 +383,16 @@ class Engine:
 
     # --- buffers ----------------------------------------------------------------------------------------------------
 
-    def _buffers_before(self, number: int) -> dict[int, tuple[int, torch.Tensor]]:
-        """Copies of the buffers a layer may change; those seen constant once are not copied again."""
-        keys = [key for key in self._layer_buffers[number] if key not in self._constant]
-        return {key: (self._buffers[key]._version, self._buffers[key].detach().clone()) for key in keys}
+    def _buffers_before(self, number: int) -> dict[int, torch.Tensor]:
+        """Copies of the buffers that a layer may change."""
+        return {key: self._buffers[key].detach().clone() for key in self._layer_buffers[number]}
 
-    def _buffers_changed(self, before: Mapping[int, tuple[int, torch.Tensor]]) -> dict[int, torch.Tensor]:
-        """The old values of the buffers that the layer has changed."""
-        changed = {}
-        for key, (version, value) in before.items():
-            if self._buffers[key]._version == version:
-                if key not in self._mutated:
-                    self._constant.add(key)
-                continue
-            changed[key] = value
-            self._mutated.add(key)
-            if self._buffer_log is not None:
+    def _buffers_changed(self, before: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """The old values of the buffers that the layer has changed; by value, as batch_norm bumps no version."""
+        changed = {key: value for key, value in before.items() if not torch.equal(self._buffers[key], value)}
+        self._mutated.update(changed)
+        if self._buffer_log is not None:
+            for key, value in changed.items():
                 self._buffer_log.setdefault(key, value)
         return changed
 
@@ -428,7 +430,9 @@ class Engine:
 
     def start_log(self) -> None:
         """Remember buffers as they are before they change, to be able to put them back."""
-        self._buffer_log = {}
+        inside = {key for keys in self._layer_buffers for key in keys}
+        self._outside = [key for key in self._buffers if key not in inside]
+        self._buffer_log = {key: self._buffers[key].detach().clone() for key in self._outside}
         self.visited = []
 
     def undo_log(self) -> None:
@@ -445,6 +449,9 @@ class Engine:
             keys = [key for key in self._layer_buffers[number] if key in self._mutated]
             if keys and calls[layer.name] > 1:
                 return f"layer {layer.name!r} changes its buffers and is called more than once"
+        log = self._buffer_log or {}
+        if any(not torch.equal(self._buffers[key], log[key]) for key in self._outside if key in log):
+            return "a module outside every layer changes its buffers"
         return None
 
     def note_kept(self, layer: Layer, tensor: torch.Tensor) -> None:

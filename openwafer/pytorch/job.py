@@ -6,20 +6,23 @@ each page is updated on its way in before its next use. A job says nothing about
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from torch import nn
 
 from openwafer.base import machine
-from openwafer.base.errors import ConfigError, RefusedError, StoreError
+from openwafer.base.errors import ConfigError, RefusedError, StoreCorrupt, StoreError
 from openwafer.base.events import StepRecord
 from openwafer.base.units import format_bytes, parse_bytes
 from openwafer.pytorch import batch as batches
@@ -29,6 +32,7 @@ from openwafer.pytorch.engine import Engine, Inexact
 from openwafer.pytorch.planning import RING_CHUNKS, Planner, base_bytes
 from openwafer.pytorch.partition import PageParams, Partition, Selector, partition
 from openwafer.pytorch.schedule import Baton, run_together
+from openwafer.streaming import heap
 from openwafer.streaming.files import Buffer
 from openwafer.streaming.page import PageSpec, layout_page
 from openwafer.streaming.store import Store
@@ -98,27 +102,32 @@ def compile(
         if Path(os.fspath(store)).absolute() != made.store.path:  # type: ignore[arg-type]
             raise ConfigError(f"the model was made in {made.store.path}, not in {store}: give one store to both")
         store = made.store
-    owner = store if isinstance(store, Store) else Store(store)
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         optimizer = optimizer(model.parameters())
     cut = partition(model, layers=layers, limit_bytes=None if limit is None else parse_bytes(limit))
-    return Job(
-        model,
-        owner,
-        cut,
-        optimizer,
-        memory_bytes=None if memory is None else parse_bytes(memory),
-        precision=precision,
-        clip_norm=clip_norm,
-        loss=loss,
-        scheduler=scheduler,
-        commit_every=commit_every,
-        keep=keep,
-        moments=MOMENTS[moments],
-        nursery=made,
-        example=example,
-        micro_batches=micro_batches,
-    )
+    owner = store if isinstance(store, Store) else Store(store)
+    try:
+        return Job(
+            model,
+            owner,
+            cut,
+            optimizer,
+            memory_bytes=None if memory is None else parse_bytes(memory),
+            precision=precision,
+            clip_norm=clip_norm,
+            loss=loss,
+            scheduler=scheduler,
+            commit_every=commit_every,
+            keep=keep,
+            moments=MOMENTS[moments],
+            nursery=made,
+            example=example,
+            micro_batches=micro_batches,
+        )
+    except BaseException:
+        if owner is not store:
+            owner.close()
+        raise
 
 
 class Job:
@@ -172,20 +181,30 @@ class Job:
         self.planner.refuse_hopeless(self._base_without_parameters())
         resumed = store.attach(self._specs)
         self._streamer = self._make_streamer()
+        try:
+            self._begin(nursery, resumed)
+            if example is not None:
+                self._configure(batches.split(example, micro_batches))
+        except BaseException:
+            self.closed = True
+            self.engine.detach()
+            self._streamer.close()
+            raise
+
+    def _begin(self, nursery: Nursery | None, resumed: bool) -> None:
         self._fill(nursery, resumed)
         self.engine.attach(self._streamer)
         self._buffers_sum: int | None = None
         if resumed:
             self._resume()
-        if optimizer is not None:
-            self._take_over(optimizer)
+        if self.optimizer is not None:
+            self._take_over(self.optimizer)
+        self._boundary = self._capture()
         self._streamer.start()
-        if not resumed and store.path is not None:
-            self._streamer.commit_when_updated(self._state(), self._buffers(), self._committed(0))
+        if not resumed and self.store.path is not None:
+            self._order_commit(self._boundary)
             self._streamer.wait_committed()
         self.closed = False
-        if example is not None:
-            self._configure(batches.split(example, micro_batches))
 
     # --- making -----------------------------------------------------------------------------------------------------
 
@@ -271,6 +290,8 @@ class Job:
         if plan is not None:
             if self._keep == "auto":
                 self.engine.keep = set(plan.keep)
+            heap.reuse()
+            self.engine.heap.limit_bytes = plan.peak_bytes - int(__import__("os").environ.get("OWM","300"))*(1<<20)
             self._streamer.configure(plan.pool_bytes, plan.grad_bytes, plan.resident)
         elif self._keep == "auto":
             self.engine.keep = set(range(len(self._cut.layers)))
@@ -343,38 +364,52 @@ class Job:
             "random": random_state.save(),
             "groups": groups,
             "scheduler": None if self.scheduler is None else _plain(self.scheduler.state_dict()),
-            "extra": self.extra,
+            "extra": _json_copy(self.extra),
             "plain_order": self.plain_order,
         }
 
     def _resume(self) -> None:
         assert self.store.manifest is not None
-        state = self.store.manifest["state"]
+        try:
+            self._load_state(self.store.manifest["state"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise StoreCorrupt(
+                f"{self.store.path}: the committed state is not what this job would have written ({error!r}). "
+                "Give the optimizer groups and the scheduler it was made with, or use another store"
+            ) from error
+        self._put_buffers(self.store.read_buffers())
+
+    def _load_state(self, state: dict[str, Any]) -> None:
         self.step_count = self.durable_step = state["step"]
         self.extra = state["extra"]
         self.plain_order = state["plain_order"]
         random_state.restore(state["random"])
         if self.optimizer is not None:
             for group, saved in zip(self.optimizer.param_groups, state["groups"], strict=True):
-                group.update(saved)
+                group.update({key: _like(group.get(key), value) for key, value in saved.items()})
         if self.scheduler is not None and state["scheduler"] is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+            now = vars(self.scheduler)
+            self.scheduler.load_state_dict({k: _like(now.get(k), v) for k, v in state["scheduler"].items()})
         for page, steps in zip(self._streamer.pages, state["steps"], strict=True):
             page.steps = list(steps)
-        self._put_buffers(self.store.read_buffers())
 
     def _buffer_tensors(self) -> list[torch.Tensor]:
         left = [tensor for _, tensor in self._cut.left]
         return [t.data for t in [*left, *self.model.buffers()]]
 
-    def _buffers(self) -> bytes | None:
-        """All buffers, raw, if they have changed since they were last written."""
-        tensors = self._buffer_tensors()
-        versions = hash(tuple(t._version for t in [*[t for _, t in self._cut.left], *self.model.buffers()]))
-        if versions == self._buffers_sum:
-            return None
-        self._buffers_sum = versions
-        return b"".join(bytes(t.contiguous().view(-1).view(torch.uint8).numpy()) for t in tensors if t.numel())
+    def _capture(self) -> Boundary:
+        """The state besides the pages, as it is now; buffers only if they differ from those last committed."""
+        views = [t.contiguous().view(-1).view(torch.uint8).numpy().data for t in self._buffer_tensors() if t.numel()]
+        digest = xxhash.xxh3_64()
+        for view in views:
+            digest.update(view)
+        same = digest.intdigest() == self._buffers_sum
+        return Boundary(self._state(), None if same else b"".join(views), digest.intdigest())
+
+    def _order_commit(self, boundary: Boundary) -> None:
+        """Commit this state once every ordered update is applied."""
+        self._buffers_sum = boundary.buffers_sum
+        self._streamer.commit_when_updated(boundary.state, boundary.buffers, self._committed(boundary.state["step"]))
 
     def _put_buffers(self, raw: bytes | None) -> None:
         if raw is None:
@@ -583,8 +618,9 @@ class Job:
         self.engine.norms.clear()
         if self.scheduler is not None:
             self.scheduler.step()
+        self._boundary = self._capture()
         if self.store.path is not None and self.step_count % self.commit_every == 0:
-            streamer.commit_when_updated(self._state(), self._buffers(), self._committed(self.step_count))
+            self._order_commit(self._boundary)
         self.engine.close_cycle()
         return float(norm), not finite
 
@@ -682,7 +718,12 @@ class Job:
         self._settle()
         self._streamer.wait_committed()
         if self.store.path is not None and (self.durable_step != self.step_count or extra is not None):
-            self._streamer.commit_when_updated(self._state(), self._buffers(), self._committed(self.step_count))
+            # In the middle of a step the random state and the buffers have moved on: those of its beginning count.
+            if not self.engine.mid_step:
+                self._boundary = self._capture()
+            elif extra is not None:
+                self._boundary.state["extra"] = _json_copy(self.extra)
+            self._order_commit(self._boundary)
             self._streamer.wait_committed()
 
     def set_extra(self, extra: Mapping[str, Any]) -> None:
@@ -731,12 +772,42 @@ class Job:
     closed = True
 
 
+@dataclass
+class Boundary:
+    """The state besides the pages between two steps: JSON, and the buffers if they are to be written."""
+
+    state: dict[str, Any]
+    buffers: bytes | None
+    buffers_sum: int
+
+
 class _nothing:
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, *_: Any) -> None:
         return None
+
+
+def _json_copy(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resumed job will find of `extra`: the caller may go on changing its own."""
+    try:
+        return json.loads(json.dumps(extra))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"extra must be JSON (numbers, strings, lists, dicts with string keys): {error}") from error
+
+
+def _like(now: Any, saved: Any) -> Any:
+    """A value that went through JSON, of the type it has in a new optimizer or scheduler."""
+    if isinstance(now, torch.Tensor) and isinstance(saved, (bool, int, float)):
+        return torch.full_like(now, saved)
+    if isinstance(now, Mapping) and isinstance(saved, dict):
+        keys = {str(key): key for key in now}
+        items = {keys.get(key, key): _like(now.get(keys.get(key, key)), value) for key, value in saved.items()}
+        return type(now)(items)  # type: ignore[call-arg]
+    if isinstance(now, tuple) and isinstance(saved, list):
+        return tuple(saved)
+    return saved
 
 
 def _plain(value: Any) -> Any:

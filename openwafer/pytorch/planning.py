@@ -6,7 +6,6 @@ first batch of every new shape is profiled in a child process, and the budget di
 
 from __future__ import annotations
 
-import ctypes
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from openwafer.base.units import format_bytes
 from openwafer.pytorch.engine import Engine
 from openwafer.pytorch.memory import Demand, MemoryPlan, describe, divide, least
 from openwafer.pytorch.profile import Profile, profile
+from openwafer.streaming import heap
 from openwafer.streaming.page import CHUNK_ELEMENTS, PageSpec
 from openwafer.streaming.probe import Rates, probe
 from openwafer.streaming.store import Store
@@ -27,21 +27,6 @@ from openwafer.streaming.store import Store
 log = logging.getLogger("openwafer")
 
 RING_CHUNKS = 12
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-MMAP_THRESHOLD_BYTES = 1 << 20
-
-
-def return_freed_memory() -> None:
-    """Make glibc give large freed blocks back at once, so that the resident set is what is in use."""
-    try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
-        libc.mallopt(M_TRIM_THRESHOLD, MMAP_THRESHOLD_BYTES)
-        libc.malloc_trim(0)
-    except (OSError, AttributeError):  # not glibc
-        log.debug("the C library has no mallopt")
-
-
 class Planner:
     """Divides one job's budget.
 
@@ -147,5 +132,5 @@ class Planner:
 
 def base_bytes(slab_bytes: int) -> int:
     """The process without its pages, now."""
-    return_freed_memory()
+    heap.give_back()
     return machine.current_rss_bytes() - slab_bytes

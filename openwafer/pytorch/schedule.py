@@ -53,6 +53,12 @@ class Baton:
                 self.failure = failure
             self._pass_on()
 
+    def abandon(self, failure: BaseException) -> None:
+        """The one who waits for the micro-batches was interrupted: they end at their next border."""
+        with self._condition:
+            self.failure = self.failure or failure
+            self._condition.notify_all()
+
     @property
     def random_states(self) -> list[torch.Tensor]:
         """The random state each micro-batch ended with."""
@@ -101,7 +107,13 @@ def run_together(baton: Baton, tasks: Sequence[Callable[[], None]]) -> None:
         threads.append(thread)
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException as interruption:
+        baton.abandon(interruption)
+        for thread in threads:
+            thread.join()
+        raise
     if baton.failure is not None:
         raise baton.failure

@@ -80,12 +80,12 @@ class FileLayer:
         self.sync_folder(target.parent)
 
     def read_whole(self, path: Path, most_bytes: int) -> bytes:
-        """A small file; EFBIG if it is larger than `most_bytes`."""
+        """A small file; StoreCorrupt if it is larger than `most_bytes`."""
         fd = self.open(path, os.O_RDONLY)
         try:
             size = os.fstat(fd).st_size
             if size > most_bytes:
-                raise OSError(errno.EFBIG, f"{size} bytes, at most {most_bytes} are expected")
+                raise StoreCorrupt(f"{path} has {size} bytes, at most {most_bytes} are expected: it is not ours")
             data = bytearray(size)
             self.pread(fd, memoryview(data), 0)
         finally:

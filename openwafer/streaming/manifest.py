@@ -51,6 +51,8 @@ def write_manifest(files: FileLayer, path: Path, body: Mapping[str, Any]) -> Non
         line = json.dumps(body).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"the state to commit is not JSON: {error}") from error
+    if len(line) > MOST_BYTES - 4096:
+        raise StoreError(f"the state to commit takes {len(line):,} bytes as JSON, at most {MOST_BYTES - 4096:,} may be")
     header = json.dumps({"format": FORMAT, "checksum": checksum(line)}).encode()
     try:
         files.write_whole(path, header + b"\n" + line)

@@ -65,6 +65,12 @@ class StoredPage:
 class Store:
     """A run's state on disk; `Store(None)` keeps it in memory alone.
 
+    Args:
+        path: folder of the store, made if it is not there.
+        restore: name of a snapshot to make the committed state, even if the manifest in force is damaged.
+        files: what to use in place of the operating system's files.
+        timeout_s: how long one request to the disk may take.
+
     Raises:
         StoreLocked: another process has the store open.
         StoreCorrupt: the manifest is damaged or of another format.
@@ -74,6 +80,7 @@ class Store:
         self,
         path: str | os.PathLike[str] | None = None,
         *,
+        restore: str | None = None,
         files: FileLayer | None = None,
         timeout_s: float = 300.0,
     ):
@@ -85,9 +92,9 @@ class Store:
         self._lock: Lock | None = None
         self._new_names = False
         if self.path is not None:
-            self._open(self.path)
+            self._open(self.path, restore)
 
-    def _open(self, path: Path) -> None:
+    def _open(self, path: Path, restore: str | None) -> None:
         try:
             if not path.exists():
                 path.mkdir(parents=True, exist_ok=True)
@@ -96,21 +103,35 @@ class Store:
         except OSError as error:
             raise store_error(error, f"opening the store {path}") from error
         try:
-            self.manifest = read_manifest(self.files, path / MANIFEST)
+            try:
+                self.manifest = read_manifest(self.files, path / MANIFEST)
+            except StoreCorrupt as error:
+                if restore is None:
+                    raise
+                log.warning("%s: snapshot %r takes its place", error, restore)
+            if restore is not None:
+                self.restore(restore)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Release the files and the lock; what was not committed is gone."""
-        if self.io.close():
-            for page in self.pages:
-                for slot in page.slots.values():
-                    slot.file.close()
-        self.pages = []
+        """Release the files and the lock; what was not committed is gone.
+
+        If a request to the disk still hangs, both are kept until the process ends: it may yet be carried out.
+        """
+        if not self.io.close():
+            return
+        self._close_pages()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    def _close_pages(self) -> None:
+        for page in self.pages:
+            for slot in page.slots.values():
+                slot.file.close()
+        self.pages = []
 
     @property
     def root(self) -> Path:
@@ -182,7 +203,7 @@ class Store:
 
     def _read_buffers(self, path: Path, entry: Mapping[str, Any]) -> bytes:
         try:
-            data = self.files.read_whole(path, max(entry["bytes"], manifests.MOST_BYTES))
+            data = self.files.read_whole(path, entry["bytes"])
         except FileNotFoundError as error:
             raise StoreCorrupt(f"{path} is missing: {manifests.ADVICE}") from error
         except OSError as error:
@@ -202,6 +223,8 @@ class Store:
         """
         if self.path is None:
             return False
+        if self.pages or self._lock is None:
+            raise StoreError(f"{self.path} is {'in use by another job' if self.pages else 'closed'}: open a new Store")
         entries = None if self.manifest is None else self.manifest["pages"]
         if entries is not None:
             self._compare(specs, entries)
@@ -214,8 +237,12 @@ class Store:
             raise store_error(error, f"creating {folder}") from error
         self._require_room(specs, folder)
         self._new_names = True
-        for number, spec in enumerate(specs):
-            self._attach_page(number, spec, None if entries is None else entries[number])
+        try:
+            for number, spec in enumerate(specs):
+                self._attach_page(number, spec, None if entries is None else entries[number])
+        except BaseException:
+            self._close_pages()
+            raise
         return entries is not None
 
     def _sweep(self, folder: Path, num_pages: int) -> None:

@@ -23,6 +23,9 @@ Preset = Literal[
 ]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
+STORE = "store"
+"""Where a run's parameter store is, in its folder, unless it is given a place of its own."""
+
 # Options of each optimizer with their defaults, those of torch.optim except where a language model wants another.
 OPTIMIZER_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "adamw": {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1},
@@ -176,10 +179,6 @@ class RunConfig(Section):
             raise ValueError(f"data.sequence_length {length} is over model.max_positions {positions}")
         if self.train.validate_every is not None and not self.data.validation:
             raise ValueError("train.validate_every needs data.validation, a share of the data such as 0.01")
-        if self.schedule.warmup_steps > self.total_steps:
-            raise ValueError(
-                f"schedule.warmup_steps {self.schedule.warmup_steps} is over the schedule's {self.total_steps} steps"
-            )
         return self
 
     @property
@@ -203,4 +202,4 @@ class RunConfig(Section):
     @property
     def store_dir(self) -> Path:
         """Where the parameter store is."""
-        return self.store or self.run / "store"
+        return self.store or self.run / STORE

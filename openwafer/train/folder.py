@@ -7,6 +7,7 @@ RUN/tokenizer.json   copy of the data's tokenizer, for `generate`
 RUN/curves.png       what `view` draws
 """
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from openwafer.base.errors import ConfigError, RunError
-from openwafer.train.config import RunConfig
+from openwafer.train.config import STORE, RunConfig
 from openwafer.train.read_config import dump_config, parse_config
 
 # What may change when a run goes on without changing what its steps compute, or only how many there are.
@@ -78,9 +79,13 @@ class RunFolder:
             raise RunError(f"cannot write {self.config_file}: {error.strerror}.") from error
 
     def forget(self) -> None:
-        """Take back `begin`: a run that never started must not be in the way of the next attempt."""
-        self.config_file.unlink(missing_ok=True)
-        self.tokenizer_file.unlink(missing_ok=True)
+        """Take back `begin` and what came of it: a run without a step must not be in the way of the next attempt."""
+        for file in (self.config_file, self.tokenizer_file, self.events_file):
+            file.unlink(missing_ok=True)
+        for folder in (self.path / STORE, self.tensorboard_dir):
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # something else is in it
+            self.path.rmdir()
 
     def load(self, overrides: Sequence[str] = ()) -> RunConfig:
         """The configuration of the run that is here, with changes that a run may take when it goes on.

@@ -139,7 +139,10 @@ def _run(job: Job, config: RunConfig, folder: RunFolder, shards: TokenShards, co
             _check_data(job, shards)
             return _steps(job, config, folder, shards, console, event)
     except OpenwaferError as error:
-        error.add_note(f"Every step up to {job.durable_step} is safe. To go on: {folder.resume_command}")
+        if job.step_count == 0 and event == "start":
+            folder.forget()
+        else:
+            error.add_note(f"Every step up to {job.durable_step} is safe. To go on: {folder.resume_command}")
         raise
 
 

@@ -4,8 +4,9 @@ Reads RUN/events.jsonl and nothing else. Draws on a Figure of its own: no pyplot
 Colours: the Okabe-Ito palette, told apart by colour-blind eyes (Okabe and Ito 2008, jfly.uni-koeln.de/color).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -52,17 +53,30 @@ def run_view(run_dir: Path, out: Path | None = None) -> Path:
     marks = [event for event in read_events(events) if isinstance(event, Mark)]
     out = run_dir / "curves.png" if out is None else Path(out)
     resumed = [int(mark.fields["step"]) for mark in marks if mark.event == "resume" and "step" in mark.fields]
-    draw_curves(steps, out, title=run_dir.resolve().name, resumed_after=resumed)
+    # Of a step that was run twice the later validation counts, as for its loss.
+    validated = {int(mark.fields["step"]): float(mark.fields["loss"]) for mark in marks if mark.event == "validation"}
+    draw_curves(steps, out, run_dir.resolve().name, resumed, validated)
     return out
 
 
-def draw_curves(steps: Sequence[StepRecord], out: Path, title: str = "run", resumed_after: Sequence[int] = ()) -> None:
-    """Write a PNG of ``steps``; ``resumed_after`` are the last durable steps before each resume."""
+def draw_curves(
+    steps: Sequence[StepRecord],
+    out: Path,
+    title: str = "run",
+    resumed_after: Sequence[int] = (),
+    validated: Mapping[int, float] = MappingProxyType({}),
+) -> None:
+    """Write a PNG of ``steps``.
+
+    Args:
+        resumed_after: the last durable step before each resume.
+        validated: validation loss by step.
+    """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10, 9.4), dpi=120, facecolor="white")
         canvas = FigureCanvasAgg(figure)
         axes: Sequence[Axes] = figure.subplots(3, 1, sharex=True, height_ratios=(4, 3, 3))
-        _draw_loss(axes[0], steps)
+        _draw_loss(axes[0], steps, validated)
         _draw_throughput(axes[1], steps)
         _draw_stalls(axes[2], steps)
         for number, axis in enumerate(axes):
@@ -79,14 +93,13 @@ def draw_curves(steps: Sequence[StepRecord], out: Path, title: str = "run", resu
         canvas.print_png(str(out))
 
 
-def _draw_loss(axis: Axes, steps: Sequence[StepRecord]) -> None:
+def _draw_loss(axis: Axes, steps: Sequence[StepRecord], validated: Mapping[int, float]) -> None:
     good = [record for record in steps if not record.skipped]
     numbers, losses = [record.step for record in good], [record.loss for record in good]
     smooth = _smoothed(losses)
     axis.plot(numbers, losses, color=_BLUE, alpha=0.3 if len(good) > 20 else 1.0, marker=_marker(good), markersize=3)
     if len(good) > 20:
         axis.plot(numbers, smooth, color=_BLUE, linewidth=2, label="loss, smoothed")
-        axis.legend(loc="upper right")
     if good:
         axis.annotate(
             f"{losses[-1]:.3f}",
@@ -108,6 +121,12 @@ def _draw_loss(axis: Axes, steps: Sequence[StepRecord]) -> None:
             markeredgewidth=2,
             label="skipped: NaN or Inf in the gradient",
         )
+    if validated:
+        numbers = sorted(validated)
+        axis.plot(
+            numbers, [validated[step] for step in numbers], "D", color=_ORANGE, markersize=5, label="validation loss"
+        )
+    if len(good) > 20 or skipped or validated:
         axis.legend(loc="upper right")
     axis.set_ylabel("loss (nats a token)")
 
@@ -158,18 +177,18 @@ def _draw_stalls(axis: Axes, steps: Sequence[StepRecord]) -> None:
 def _mark_resumes(axis: Axes, resumed_after: Sequence[int], labelled: bool) -> None:
     for number, step in enumerate(resumed_after):
         axis.axvline(step + 0.5, color=_INK, linewidth=1, linestyle=(0, (2, 2)), alpha=0.7, zorder=1)
-        # With many resumes the words would cover each other; the lines say enough.
-        if labelled and (number == 0 or len(resumed_after) <= 6):
+        # Words beside each other would run into one another; beyond a few the lines say enough.
+        if labelled and (number == 0 or len(resumed_after) <= 4):
             axis.annotate(
                 f"resumed after {step}",
                 (step + 0.5, 1.0),
                 xycoords=axis.get_xaxis_transform(),
-                xytext=(4, -4),
+                xytext=(0, 3),
                 textcoords="offset points",
-                va="top",
+                ha="center",
+                va="bottom",
                 fontsize=8.5,
                 color=_INK,
-                rotation=90 if len(resumed_after) > 2 else 0,
             )
 
 

@@ -1,0 +1,92 @@
+"""Keeps glibc's heap from costing more than it must.
+
+torch takes every tensor from malloc. By default glibc maps and unmaps each large one, and the kernel clears its pages
+anew every time, 4 KiB at a time: seconds of a training step. Here large tensors come from the heap, which is reused,
+and the heap is backed by huge pages. What the heap holds but does not use is given back on demand. Settings are the
+process's; on another C library nothing is done.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from pathlib import Path
+
+from openwafer.base import machine
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
+MADV_HUGEPAGE = 14
+HUGE_BYTES = 2 << 20
+TOP_PAD_BYTES = 64 << 20
+LARGEST_BYTES = 1 << 30
+NEVER_TRIM = (1 << 31) - 1
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version"):
+        return None
+    libc.mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
+    libc.sbrk.argtypes, libc.sbrk.restype = [ctypes.c_ssize_t], ctypes.c_void_p
+    libc.malloc_trim.argtypes = [ctypes.c_size_t]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc
+
+
+def reuse() -> None:
+    """From now on large blocks come from the heap and stay in it."""
+    libc = _libc()
+    if libc is None:
+        return
+    libc.mallopt(M_ARENA_MAX, 1)
+    libc.mallopt(M_MMAP_THRESHOLD, LARGEST_BYTES)
+    libc.mallopt(M_TRIM_THRESHOLD, NEVER_TRIM)
+    libc.mallopt(M_TOP_PAD, TOP_PAD_BYTES)
+
+
+def give_back() -> None:
+    """Return what the heap does not use to the system."""
+    libc = _libc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+class Heap:
+    """Looks after the heap at moments the caller chooses; cheap when there is nothing to do.
+
+    Attributes:
+        limit_bytes: resident set of the process beyond which unused memory is given back; None: never.
+        num_given_back: how often that was.
+    """
+
+    def __init__(self) -> None:
+        self.limit_bytes: int | None = None
+        self.num_given_back = 0
+        self._end = 0
+
+    def tend(self) -> None:
+        """Ask for huge pages for the part of the heap that is new; give memory back beyond the limit."""
+        libc = _libc()
+        if libc is None:
+            return
+        end = libc.sbrk(0) or 0
+        if end > self._end:
+            start = self._end or _heap_start()
+            first = -(-start // HUGE_BYTES) * HUGE_BYTES
+            if start and end - first >= HUGE_BYTES:
+                libc.madvise(first, end - first, MADV_HUGEPAGE)
+            self._end = end
+        if self.limit_bytes is not None and machine.current_rss_bytes() > self.limit_bytes:
+            libc.malloc_trim(0)
+            self.num_given_back += 1
+
+
+def _heap_start() -> int:
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith("[heap]"):
+            return int(line.split("-")[0], 16)
+    return 0
