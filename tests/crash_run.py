@@ -6,7 +6,7 @@ numpy's and torch's generators, so that every kind of state matters.
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,29 +60,40 @@ class Model(nn.Module):
         return nn.functional.cross_entropy(self.last(x), y)
 
 
-def open_job(setup: Setup, folder: Path | None, files: FileLayer | None = None, timeout_s: float = 300.0) -> Job:
-    """A new job, or the one that was left in the folder."""
+def seed_everything() -> None:
     torch.manual_seed(1)
     random.seed(1)
     np.random.seed(1)
+
+
+def make_optimizer(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=1e-2, weight_decay=0.1)
+
+
+def open_job(setup: Setup, store: Store | Path | None, files: FileLayer | None = None) -> Job:
+    """A new job, or the one that was left in the folder."""
+    seed_everything()
     model = Model(setup)
-    store = Store(folder, files=files, timeout_s=timeout_s)
+    owner = store if isinstance(store, Store) else Store(store, files=files)
+    job: Job | None = None
     try:
         job = ow.compile(
             model,
-            optimizer=lambda params: torch.optim.AdamW(params, lr=1e-2),
-            store=store,
+            optimizer=make_optimizer,
+            store=owner,
             precision="fp32",
             clip_norm=1.0,
             commit_every=setup.commit_every,
             keep="none",
         )
+        if setup.tight and owner.path is not None:
+            sizes = [page.spec.param_bytes for page in job._streamer.pages]
+            job._streamer.configure(2 * max(sizes), 0, frozenset([1]))
     except BaseException:
-        store.close()
+        if job is not None:
+            job.abandon()
+        owner.close()
         raise
-    if setup.tight and folder is not None:
-        sizes = [spec.param_bytes for spec in job._specs]
-        job._streamer.configure(2 * max(sizes), max(sizes), frozenset([1]))
     job.extra = job.extra or {"position": 0}
     return job
 
@@ -108,20 +119,19 @@ def train(job: Job, setup: Setup, returned: Callable[[int], None] = lambda step:
 
 def bits(job: Job) -> dict[str, bytes]:
     """Everything that a run ends with, by name."""
-    found: dict[str, bytes] = {}
-    for name, value in job.state_dict().items():
-        found[name] = _raw(value)
+    found = {name: _raw(value) for name, value in job.state_dict().items()}
     for name, state in job.optimizer_state():
-        for key, value in state.items():
-            found[f"{name}.{key}"] = _raw(value)
-    found["torch"] = _raw(torch.get_rng_state())
-    found["numpy"] = repr(
-        [part.tolist() if isinstance(part, np.ndarray) else part for part in np.random.get_state()]
-    ).encode()
-    found["python"] = repr(random.getstate()).encode()
-    found["step"] = str(job.step_count).encode()
-    found["extra"] = repr(job.extra).encode()
-    return found
+        found.update({f"{name}.{key}": _raw(value) for key, value in state.items()})
+    return found | _random_bits() | {"step": _raw(job.step_count), "extra": _raw(job.extra)}
+
+
+def _random_bits() -> dict[str, bytes]:
+    words = np.random.get_state()
+    return {
+        "torch": _raw(torch.get_rng_state()),
+        "numpy": words[1].tobytes() + _raw(words[2:]),
+        "python": _raw(random.getstate()),
+    }
 
 
 def digest(found: dict[str, bytes]) -> str:
@@ -131,14 +141,24 @@ def digest(found: dict[str, bytes]) -> str:
     return whole.hexdigest()
 
 
-def uninterrupted(setup: Setup, folder: Path | None = None) -> dict[str, bytes]:
-    """The bits of the run when nothing happens to it."""
-    job = open_job(setup, folder)
-    try:
-        train(job, setup)
-        return bits(job)
-    finally:
-        job.abandon()
+def plain(setup: Setup) -> dict[str, bytes]:
+    """The bits of the same run in plain PyTorch, to which nothing happens."""
+    seed_everything()
+    model = Model(setup)
+    optimizer = make_optimizer(model.parameters())
+    for position in range(setup.steps):
+        x, y = batch(position)
+        for part in zip(x.tensor_split(setup.micro_batches), y.tensor_split(setup.micro_batches), strict=True):
+            (model(*part) / setup.micro_batches).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    found = {name: _raw(value) for name, value in model.state_dict().items()}
+    for name, param in model.named_parameters():
+        state = {**optimizer.state[param], "step": int(optimizer.state[param]["step"])}
+        found.update({f"{name}.{key}": _raw(value) for key, value in state.items()})
+    extra = {"position": setup.steps}
+    return found | _random_bits() | {"step": _raw(setup.steps), "extra": _raw(extra)}
 
 
 def _raw(value: Any) -> bytes:

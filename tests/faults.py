@@ -254,7 +254,8 @@ class FaultyFiles(FileLayer):
         write()
         with self._lock:
             for sector in sectors:
-                file.versions.setdefault(sector, [before[sector]]).append(_sector(file.fd, sector))
+                after = _sector(file.fd, sector)
+                file.versions.setdefault(sector, [before[sector].ljust(len(after), b"\0")]).append(after)
 
     def _changed_names(self, folder: Path, undo: Callable[[], None]) -> None:
         if self.losing:

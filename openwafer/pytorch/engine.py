@@ -96,6 +96,7 @@ class Engine:
         self._outside: list[int] = []
         self._poison: dict[torch.dtype, torch.Tensor] = {}
         self.heap = Heap()
+        self.growth_bytes: dict[str, int] = {}
 
     # --- attaching ------------------------------------------------------------------------------------------------
 
@@ -202,7 +203,7 @@ class Engine:
             self.baton.reach(self.local.index, layer)
             if self._current is layer:
                 return
-        self.heap.tend()
+        self.heap.tend(self.growth_bytes.get(layer.name, 0))
         self._leave(layer.pages)
         self._follow(layer.pages)
         self._current = layer

@@ -291,7 +291,8 @@ class Job:
             if self._keep == "auto":
                 self.engine.keep = set(plan.keep)
             heap.reuse()
-            self.engine.heap.limit_bytes = plan.peak_bytes - int(__import__("os").environ.get("OWM","300"))*(1<<20)
+            self.engine.growth_bytes = self.planner.growth_bytes()
+            self.engine.heap.limit_bytes = self.memory_bytes - heap.MARGIN_BYTES
             self._streamer.configure(plan.pool_bytes, plan.grad_bytes, plan.resident)
         elif self._keep == "auto":
             self.engine.keep = set(range(len(self._cut.layers)))

@@ -47,6 +47,7 @@ class Planner:
         self.engine = engine
         self.budget_bytes = budget_bytes
         self.plan: MemoryPlan | None = None
+        self.demand: Demand | None = None
         self.note: str | None = None
         self._run = run
         self._rates: Rates | None = None
@@ -96,8 +97,21 @@ class Planner:
             demand = self._demand(base_bytes + self.budget_bytes // 2, None, len(parts))
         else:
             demand = self._demand(base_bytes, measured, len(parts))
+        self.demand = demand
         self.plan = divide(demand, self.budget_bytes)
         return self.plan
+
+    def growth_bytes(self) -> dict[str, int]:
+        """How much memory each layer's work takes beside what was alive before, by name."""
+        if self.demand is None or self.demand.profile is None:
+            return {}
+        measured = self.demand.profile
+        growth: dict[str, int] = {}
+        for segment in measured.segments:
+            if segment.visit >= 0:
+                name = self.engine.cut.layers[measured.layers[segment.visit]].name
+                growth[name] = max(growth.get(name, 0), segment.peak_bytes - segment.live_bytes)
+        return growth
 
     def _demand(self, base_bytes: int, measured: Profile | None, micro_batches: int) -> Demand:
         rates = Rates(1e11, 1e9, 1e9, 1e9)

@@ -19,7 +19,8 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
 MADV_HUGEPAGE = 14
 HUGE_BYTES = 2 << 20
 TOP_PAD_BYTES = 64 << 20
-LARGEST_BYTES = 1 << 30
+LARGEST_BYTES = 64 << 20
+MARGIN_BYTES = 32 << 20
 NEVER_TRIM = (1 << 31) - 1
 
 
@@ -38,7 +39,7 @@ def _libc() -> ctypes.CDLL | None:
 
 
 def reuse() -> None:
-    """From now on large blocks come from the heap and stay in it."""
+    """From now on blocks of up to `LARGEST_BYTES` come from the heap and stay in it; larger ones are mapped."""
     libc = _libc()
     if libc is None:
         return
@@ -68,8 +69,8 @@ class Heap:
         self.num_given_back = 0
         self._end = 0
 
-    def tend(self) -> None:
-        """Ask for huge pages for the part of the heap that is new; give memory back beyond the limit."""
+    def tend(self, growth_bytes: int = 0) -> None:
+        """Ask for huge pages where the heap is new; give memory back if what comes would pass the limit."""
         libc = _libc()
         if libc is None:
             return
@@ -80,7 +81,7 @@ class Heap:
             if start and end - first >= HUGE_BYTES:
                 libc.madvise(first, end - first, MADV_HUGEPAGE)
             self._end = end
-        if self.limit_bytes is not None and machine.current_rss_bytes() > self.limit_bytes:
+        if self.limit_bytes is not None and machine.current_rss_bytes() + growth_bytes > self.limit_bytes:
             libc.malloc_trim(0)
             self.num_given_back += 1
 
