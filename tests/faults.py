@@ -6,6 +6,7 @@ what was not yet flushed; `power_off` then leaves of that what a power failure m
 went through since its last flush, and a prefix of the renames, creations and removals of each folder.
 """
 
+import contextlib
 import errno
 import fnmatch
 import os
@@ -60,6 +61,21 @@ def fail(number: int) -> Callable[[Operation], None]:
         raise OSError(number, os.strerror(number))
 
     return act
+
+
+class Hang:
+    """Blocks every operation it meets until `release`."""
+
+    def __init__(self) -> None:
+        self.met = threading.Event()
+        self._released = threading.Event()
+
+    def __call__(self, operation: Operation) -> None:
+        self.met.set()
+        self._released.wait()
+
+    def release(self) -> None:
+        self._released.set()
 
 
 def die(operation: Operation) -> None:
@@ -275,6 +291,17 @@ class FaultyFiles(FileLayer):
         saved = attic / f"{os.getpid()}-{id(self)}-{number}"
         os.link(path, saved)
         return saved
+
+
+def leaks(folder: Path) -> list[str]:
+    """Open files under a folder, and threads of ours: what a closed store must not leave."""
+    found = [thread.name for thread in threading.enumerate() if thread.name.startswith("openwafer")]
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{fd}")
+            if target.startswith(f"{folder}/"):
+                found.append(target)
+    return found
 
 
 def flip_on_disk(path: Path, offset: int) -> None:

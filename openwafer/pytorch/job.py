@@ -29,6 +29,8 @@ from openwafer.pytorch import batch as batches
 from openwafer.pytorch import random_state
 from openwafer.pytorch.construct import Nursery, init, nursery_of
 from openwafer.pytorch.engine import Engine, Inexact
+from openwafer.pytorch.forecast import Forecast
+from openwafer.pytorch.memory import MemoryPlan
 from openwafer.pytorch.planning import RING_CHUNKS, Planner, base_bytes
 from openwafer.pytorch.partition import PageParams, Partition, Selector, partition
 from openwafer.pytorch.schedule import Baton, run_together
@@ -171,6 +173,7 @@ class Job:
         self._draws_failed = 0
         self._last_loss: float = math.nan
         self._attributes_checked = False
+        self._applied: MemoryPlan | None = None
         self._group_of = self._groups(optimizer)
         self._spec = None if optimizer is None else OptimizerSpec.of(optimizer, moments=moments)
         self._specs = [self._page_spec(number, page) for number, page in enumerate(cut.pages)]
@@ -281,21 +284,26 @@ class Job:
 
     def _configure(self, parts: Sequence[Any]) -> None:
         """Divide the memory budget for batches like this one."""
-        if not self.planner.is_new(parts):
+        if self.planner.is_new(parts):
+            self.planner.make_plan(parts, base_bytes(self._streamer.memory_bytes))
+        plan = self.planner.plan
+        if self._applied is plan and plan is not None:
             return
-        plan = self.planner.make_plan(parts, base_bytes(self._streamer.memory_bytes))
+        self._applied = plan
         if self.planner.note is not None:
             self.notes.append(self.planner.note)
             self.planner.note = None
-        if plan is not None:
+        if plan is None:
             if self._keep == "auto":
-                self.engine.keep = set(plan.keep)
-            heap.reuse()
-            self.engine.growth_bytes = self.planner.growth_bytes()
-            self.engine.heap.limit_bytes = self.memory_bytes - heap.MARGIN_BYTES
-            self._streamer.configure(plan.pool_bytes, plan.grad_bytes, plan.resident)
-        elif self._keep == "auto":
-            self.engine.keep = set(range(len(self._cut.layers)))
+                self.engine.keep = set(range(len(self._cut.layers)))
+            return
+        assert self.memory_bytes is not None
+        if self._keep == "auto":
+            self.engine.keep = set(plan.keep)
+        heap.reuse()
+        self.engine.growth_bytes = self.planner.growth_bytes()
+        self.engine.heap.limit_bytes = self.memory_bytes - heap.MARGIN_BYTES
+        self._streamer.configure(plan.pool_bytes, plan.grad_bytes, plan.resident)
 
     def _fill(self, nursery: Nursery | None, resumed: bool) -> None:
         """Move the parameters into their pages; their own memory is given back."""
@@ -480,6 +488,15 @@ class Job:
             durable_step=self.durable_step,
             notes=notes,
         )
+
+    def forecast(self, batch: Any, micro_batches: int = 1) -> Forecast:
+        """What steps on batches like this one will take; nothing is run.
+
+        Raises:
+            BudgetError: the memory budget is too small for it.
+        """
+        self._require_open()
+        return self.planner.forecast(batches.split(batch, micro_batches), base_bytes(self._streamer.memory_bytes))
 
     @property
     def schedule(self) -> str:

@@ -17,6 +17,7 @@ from openwafer.pytorch.profile import Profile
 from openwafer.streaming.page import PageSpec
 
 # Beside what is counted: the allocator's rounding and libraries' scratch memory; chosen from measurements here.
+RECOMPUTED_SHARE = 0.29  # of a layer's work: its forward, a third, less the last product, which no one needs again
 SLACK_BYTES = 48 << 20
 SLACK_SHARE = 0.10  # of activations: holes in the heap between tensors that stay and tensors that go
 
@@ -97,7 +98,7 @@ class Demand:
     Attributes:
         accesses: sets of pages in the order of a step; `shared`: pages that stay for the whole step.
         profile: activations of one micro-batch; None if the model could not be run on fake tensors.
-        flops_s, read_bytes_s, write_bytes_s: what this machine does, to weigh recomputation against traffic.
+        flops_s, moved_bytes_s, read_bytes_s, write_bytes_s: what this machine does, to weigh recomputation against traffic.
     """
 
     base_bytes: int
@@ -108,6 +109,7 @@ class Demand:
     profile: Profile | None
     micro_batches: int
     flops_s: float = 1e11
+    moved_bytes_s: float = 1e10
     read_bytes_s: float = 1e9
     write_bytes_s: float = 1e9
 
@@ -175,8 +177,8 @@ def compute_seconds(demand: Demand, plan: MemoryPlan) -> float:
         return 0.0
     visits = demand.profile.layers
     again = sum(layer not in plan.keep for layer in visits) / max(1, len(visits))
-    # Forward is a third of a step's arithmetic; of it the recomputed layers' share runs twice, less the last product.
-    return demand.profile.flops * demand.micro_batches * (1 + again * 0.29) / demand.flops_s
+    once = demand.profile.flops / demand.flops_s + demand.profile.moved_bytes / demand.moved_bytes_s
+    return once * demand.micro_batches * (1 + again * RECOMPUTED_SHARE)
 
 
 def io_seconds(demand: Demand, plan: MemoryPlan) -> float:
@@ -221,33 +223,53 @@ def _with_traffic(demand: Demand, plan: MemoryPlan) -> MemoryPlan:
     read = parameter_reads(demand, plan.pool_bytes)
     read += sum(spec.state_bytes for spec in trainable if spec.index not in plan.resident)
     write = sum(spec.param_bytes + spec.state_bytes for spec in trainable)
-    spilled = max(0, sum(spec.param_bytes for spec in trainable) - plan.grad_bytes - plan.grad_slack_bytes)
+    spilled = max(0, sum(spec.param_bytes for spec in trainable) - plan.grad_bytes)
     return replace(plan, read_bytes=read + spilled, write_bytes=write + spilled)
 
 
 def parameter_reads(demand: Demand, pool_bytes: int) -> int:
-    """Bytes of parameters read in one cycle of accesses, once the pool is warm, by Belady's rule."""
+    """Bytes of parameters read in one cycle of accesses, once the pool is warm.
+
+    Follows the streamer's rule: what comes next is fetched ahead, in order, as long as it fits when only pages that
+    are used later than it leave, the farthest first.
+    """
     sizes = [spec.param_bytes for spec in demand.specs]
-    sequence = [tuple(dict.fromkeys(access)) for access in demand.accesses]
+    if sum(sizes) <= pool_bytes:
+        return 0
+    shared = set(demand.shared)
+    sequence = [tuple(i for i in dict.fromkeys(access) if i not in shared) for access in demand.accesses]
     length = len(sequence)
-    present: set[int] = set(demand.shared)
+    room = pool_bytes - sum(sizes[i] for i in shared)
+    present: set[int] = set()
     reads = 0
+
+    def bring(index: int, position: int, distance: int, held: set[int]) -> bool:
+        """Make room by evicting pages used later than `distance`, and read."""
+        nonlocal reads
+        uses = _next_uses(sequence, position)
+        later = [i for i in present - held if uses.get(i, 2 * length) > distance]
+        later.sort(key=lambda i: uses.get(i, 2 * length), reverse=True)
+        used = sum(sizes[i] for i in present)
+        if distance > 0 and used - sum(sizes[i] for i in later) + sizes[index] > room:
+            return False
+        while used + sizes[index] > room and later:
+            victim = later.pop(0)
+            present.discard(victim)
+            used -= sizes[victim]
+        present.add(index)
+        if position >= length:
+            reads += sizes[index]
+        return True
+
     for position in range(2 * length):
+        held = set(sequence[position % length])
         for index in sequence[position % length]:
-            if index in present:
-                continue
-            used = sum(sizes[i] for i in present)
-            if used + sizes[index] > pool_bytes:
-                ahead = _next_uses(sequence, position)
-                busy = {*sequence[position % length], *demand.shared}
-                for victim in sorted(present - busy, key=lambda i: ahead.get(i, 2 * length), reverse=True):
-                    present.discard(victim)
-                    used -= sizes[victim]
-                    if used + sizes[index] <= pool_bytes:
-                        break
-            present.add(index)
-            if position >= length:
-                reads += sizes[index]
+            if index not in present:
+                bring(index, position, 0, held)
+        ahead = (i for distance in range(1, length) for i in ((distance, p) for p in sequence[(position + distance) % length]))
+        for distance, index in ahead:
+            if index not in present and not bring(index, position, distance, held):
+                break
     return reads
 
 

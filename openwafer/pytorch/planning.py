@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from openwafer.base import machine
 from openwafer.base.errors import BudgetError
 from openwafer.base.units import format_bytes
 from openwafer.pytorch.engine import Engine
-from openwafer.pytorch.memory import Demand, MemoryPlan, describe, divide, least
+from openwafer.pytorch.forecast import Forecast
+from openwafer.pytorch.memory import Demand, MemoryPlan, compute_seconds, describe, divide, io_seconds, least
 from openwafer.pytorch.profile import Profile, profile
 from openwafer.streaming import heap
 from openwafer.streaming.page import CHUNK_ELEMENTS, PageSpec
@@ -101,6 +103,58 @@ class Planner:
         self.plan = divide(demand, self.budget_bytes)
         return self.plan
 
+    def forecast(self, parts: Sequence[Any], base_bytes: int) -> Forecast:
+        """What a step on batches like this one will take.
+
+        Raises:
+            BudgetError: as `make_plan`.
+        """
+        if self.is_new(parts) or self.plan is None:
+            self.make_plan(parts, base_bytes)
+        demand, plan = self.demand, self.plan
+        if demand is None or plan is None:
+            demand, plan = self._in_memory(parts, base_bytes)
+        slots = sum(spec.slot_bytes * (2 if spec.trainable else 1) for spec in self.specs)
+        rates = self._rates or probe(self.store.path, torch.float32)
+        trained = sum(spec.param_bytes // spec.dtype.itemsize for spec in self.specs if spec.trainable)
+        return Forecast(
+            num_parameters=sum(param.numel for spec in self.specs for param in spec.params),
+            state_bytes=self.state_bytes,
+            budget_bytes=self.budget_bytes,
+            peak_bytes=plan.peak_bytes,
+            disk_bytes=0 if self.store.path is None else slots + self.gradient_bytes(plan),
+            read_bytes=plan.read_bytes,
+            write_bytes=plan.write_bytes,
+            kept_layers=len(plan.keep),
+            num_layers=len(self.engine.cut.layers),
+            compute_s=compute_seconds(demand, plan),
+            io_s=io_seconds(demand, plan),
+            update_s=trained / rates.update_params_s,
+        )
+
+    def gradient_bytes(self, plan: MemoryPlan) -> int:
+        """Disk for gradients that do not fit in memory."""
+        total = sum(spec.param_bytes for spec in self.specs if spec.trainable)
+        return total if plan.grad_bytes < total else 0
+
+    def _in_memory(self, parts: Sequence[Any], base_bytes: int) -> tuple[Demand, MemoryPlan]:
+        """The division when nothing is limited: everything stays, nothing is recomputed."""
+        measured = profile(self.engine.model, parts[0], self._run, self.engine.number, self.engine.record)
+        demand = self._demand(base_bytes, None if isinstance(measured, str) else measured, len(parts))
+        keep = frozenset(range(len(self.engine.cut.layers)))
+        trainable = [spec for spec in self.specs if spec.trainable]
+        plan = replace(
+            least(demand, keep),
+            ring_bytes=0 if self.store.path is None else demand.ring_bytes,
+            pool_bytes=sum(spec.param_bytes for spec in self.specs),
+            grad_bytes=sum(spec.param_bytes for spec in trainable),
+            grad_slack_bytes=0,
+            resident_bytes=0 if self.store.path is not None else sum(spec.state_bytes for spec in trainable),
+            read_bytes=0 if self.store.path is None else sum(spec.state_bytes for spec in trainable),
+            write_bytes=0 if self.store.path is None else sum(s.param_bytes + s.state_bytes for s in trainable),
+        )
+        return demand, plan
+
     def growth_bytes(self) -> dict[str, int]:
         """How much memory each layer's work takes beside what was alive before, by name."""
         if self.demand is None or self.demand.profile is None:
@@ -114,7 +168,7 @@ class Planner:
         return growth
 
     def _demand(self, base_bytes: int, measured: Profile | None, micro_batches: int) -> Demand:
-        rates = Rates(1e11, 1e9, 1e9, 1e9)
+        rates = Rates(1e11, 1e10, 1e9, 1e9, 1e9)
         if measured is not None:
             if self._rates is None:
                 dtype = torch.bfloat16 if self.engine.precision == "bf16" else torch.float32
@@ -133,6 +187,7 @@ class Planner:
             measured,
             micro_batches,
             rates.flops_s,
+            rates.moved_bytes_s,
             rates.read_bytes_s,
             rates.write_bytes_s,
         )

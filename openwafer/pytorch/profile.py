@@ -55,6 +55,7 @@ class Profile:
 
     Attributes:
         layers: index of the layer of each visit, in the order of the forward.
+        flops: of matrix products; `moved_bytes`: read and written by all other operations.
         saved_bytes: what each visit leaves alive; `output_bytes`: the part of it that is the layer's output.
     """
 
@@ -63,6 +64,7 @@ class Profile:
     output_bytes: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     flops: float = 0.0
+    moved_bytes: float = 0.0
 
 
 class _Counter(TorchDispatchMode):
@@ -74,15 +76,19 @@ class _Counter(TorchDispatchMode):
         self.gradients = 0
         self.segments = [Segment(False, -1)]
         self.flops = 0.0
+        self.moved_bytes = 0.0
         self._known: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._note(tensor)
+        made = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        for tensor in made:
+            self._note(tensor)
         if func in _PRODUCTS:
             self.flops += _PRODUCTS[func](args, result)
+        elif not any(ret.alias_info is not None and not ret.alias_info.is_write for ret in func._schema.returns):
+            given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+            self.moved_bytes += sum(t.numel() * t.element_size() for t in (*made, *given))
         return result
 
     def _note(self, tensor: torch.Tensor) -> None:
@@ -108,13 +114,15 @@ class _Counter(TorchDispatchMode):
 
 
 def _mm(args: tuple, result: torch.Tensor) -> float:
-    left, right = args[-2:] if args[0].dim() != 1 and len(args) == 2 else args[1:3]
-    return 2.0 * left.numel() * right.shape[-1]
+    left = args[-2] if len(args) == 2 else args[1]
+    return 2.0 * result.numel() * left.shape[-1]
 
 
 _PRODUCTS = {
     torch.ops.aten.mm.default: _mm,
     torch.ops.aten.addmm.default: _mm,
+    torch.ops.aten.addmm_.default: _mm,
+    torch.ops.aten.mm.out: _mm,
     torch.ops.aten.bmm.default: _mm,
 }
 
@@ -238,7 +246,7 @@ def _run_fake(model: nn.Module, batch: Any, run: Callable, number: dict[int, int
             loss.backward()
     result = recorder.profile
     result.segments = counter.segments
-    result.flops = counter.flops
+    result.flops, result.moved_bytes = counter.flops, counter.moved_bytes
     return result
 
 

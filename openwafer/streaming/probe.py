@@ -23,6 +23,7 @@ class Rates:
     """What a machine does in a second; disk rates with reads and writes side by side."""
 
     flops_s: float
+    moved_bytes_s: float
     read_bytes_s: float
     write_bytes_s: float
     update_params_s: float
@@ -31,7 +32,7 @@ class Rates:
 def probe(folder: Path | None, dtype: torch.dtype) -> Rates:
     """Measure; the disk under `folder` if there is one."""
     read, write = (float("inf"), float("inf")) if folder is None else probe_disk(folder)
-    return Rates(probe_products(dtype), read, write, probe_update())
+    return Rates(probe_products(dtype), probe_elementwise(dtype), read, write, probe_update())
 
 
 @functools.cache
@@ -39,6 +40,14 @@ def probe_products(dtype: torch.dtype) -> float:
     """Floating point operations a second in matrix products of a layer's size."""
     left, right = torch.randn(512, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
     return 2 * 512 * 2048 * 2048 / _seconds(lambda: torch.mm(left, right))
+
+
+@functools.cache
+def probe_elementwise(dtype: torch.dtype) -> float:
+    """Bytes read and written a second by an elementwise operation on tensors that no cache holds."""
+    values = torch.randn(1 << 24).to(dtype)
+    result = torch.empty_like(values)
+    return 2 * values.numel() * values.element_size() / _seconds(lambda: torch.mul(values, 2.0, out=result))
 
 
 @functools.cache
