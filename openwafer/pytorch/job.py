@@ -38,7 +38,8 @@ from openwafer.streaming import heap
 from openwafer.streaming.files import Buffer
 from openwafer.streaming.page import PageSpec, layout_page
 from openwafer.streaming.store import Store
-from openwafer.streaming.streamer import Streamer, Ticket
+from openwafer.streaming.resident import Ticket
+from openwafer.streaming.streamer import Streamer
 from openwafer.streaming.update import OptimizerSpec, snapshot, state_layout
 
 PRECISIONS = ("bf16", "fp32")

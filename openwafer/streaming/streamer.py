@@ -1,9 +1,7 @@
 """Brings pages to the compute thread in time, updates them on the way, and takes their gradients back.
 
 One background thread does all of it, in this order of urgency: a page that is waited for, gradients over their share
-of memory, the next page of the plan, updates nobody waits for, the commit. An update runs chunk by chunk as the bytes
-arrive: parameters stay in the page's slab, optimizer state and spilled gradients pass through a small ring of
-buffers. Which slab gives way is Belady's rule on the known order of accesses: the page used again the latest.
+of memory, the next page of the plan, updates nobody waits for, the commit. Which slab gives way is Belady's rule on the known order of accesses: the page used again the latest.
 The parameters of a page are never changed while the page is held.
 """
 
@@ -14,97 +12,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from openwafer.base.errors import OpenwaferError, StoreError, StoreTimeout
-from openwafer.streaming.files import Buffer, PageFile
-from openwafer.streaming.page import CHUNK_ELEMENTS, PageSpec, Region
-from openwafer.streaming.store import Slot, Store, StoredPage
-from openwafer.streaming.update import OptimizerSpec, apply
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """One optimizer step, to be applied to every page that has gradients."""
-
-    hyper: tuple[Mapping[str, Any], ...]
-    clip_coef: torch.Tensor | None
-    durable: bool
-
-
-@dataclass
-class Gradients:
-    """Gradients of one page: in memory by parameter index, or spilled to the scratch file."""
-
-    tensors: dict[int, torch.Tensor] = field(default_factory=dict)
-    spilled: tuple[int, ...] = ()
-    sums: list[int | None] = field(default_factory=list)
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(grad.numel() * grad.element_size() for grad in self.tensors.values())
-
-    @property
-    def present(self) -> tuple[int, ...]:
-        return self.spilled or tuple(self.tensors)
-
-
-class Page:
-    """The run-time state of one page; guarded by the streamer's lock."""
-
-    def __init__(self, spec: PageSpec, stored: StoredPage | None, first_element: int):
-        self.spec = spec
-        self.stored = stored
-        self.first_element = first_element
-        self.slab: Buffer | None = None
-        self.valid = False
-        self.holds = 0
-        self.loading = False
-        self.pending: Ticket | None = None
-        self.grads = Gradients()
-        self.steps = [0] * len(spec.params)
-        self.state: list[Buffer] | None = None
-        self.dirty = False
-
-    @property
-    def ready(self) -> bool:
-        return self.valid and self.pending is None and not self.loading
-
-    def param_views(self) -> list[torch.Tensor]:
-        """The page's parameters as views of its slab."""
-        assert self.slab is not None
-        flat = self.slab.view(self.spec.dtype, 0, self.spec.numel)
-        return [flat[p.offset : p.offset + p.numel].view(p.shape) for p in self.spec.params]
-
-
-class Ring:
-    """A fixed number of chunk buffers; `take` waits until one is given back."""
-
-    def __init__(self, num_bytes: int, count: int):
-        self._free = [Buffer(num_bytes) for _ in range(count)]
-        self.count = count
-        self._condition = threading.Condition()
-
-    def take(self, timeout_s: float) -> Buffer:
-        with self._condition:
-            if not self._condition.wait_for(lambda: self._free, timeout_s):
-                raise StoreTimeout(f"no write has finished in {timeout_s:.0f} s: the disk or its driver hangs")
-            return self._free.pop()
-
-    def give(self, buffer: Buffer) -> None:
-        with self._condition:
-            self._free.append(buffer)
-            self._condition.notify()
-
-    def wait_idle(self, timeout_s: float) -> None:
-        """Wait until every buffer is back, which means that every write has ended."""
-        with self._condition:
-            if not self._condition.wait_for(lambda: len(self._free) == self.count, timeout_s):
-                raise StoreTimeout(f"writes have not finished in {timeout_s:.0f} s: the disk or its driver hangs")
+from openwafer.base.errors import OpenwaferError, StoreError
+from openwafer.streaming.files import Buffer
+from openwafer.streaming.page import CHUNK_ELEMENTS, PageSpec
+from openwafer.streaming.resident import Gradients, Page, Ring, Ticket
+from openwafer.streaming.store import Store
+from openwafer.streaming.transfer import Transfer
+from openwafer.streaming.update import OptimizerSpec
 
 
 class Streamer:
@@ -129,7 +47,6 @@ class Streamer:
         unbind: Callable[[int], None],
     ):
         self.store = store
-        self.optimizer = optimizer
         self.pool_bytes = pool_bytes
         self.grad_bytes = grad_bytes
         self._bind, self._unbind = bind, unbind
@@ -140,8 +57,7 @@ class Streamer:
         self._slab_bytes = 0
         self._chunk_bytes = CHUNK_ELEMENTS * 8 if any(s.dtype.itemsize > 4 for s in specs) else CHUNK_ELEMENTS * 4
         self._ring = Ring(self._chunk_bytes, ring_chunks) if store.pages else None
-        self._scratch: PageFile | None = None
-        self._scratch_offsets: list[int] = []
+        self._transfer = Transfer(store, self.pages, optimizer, self._ring)
         self._plan: list[tuple[int, ...]] = []
         self._position = 0
         self._wanted: deque[int] = deque()
@@ -166,7 +82,7 @@ class Streamer:
             for index in resident:
                 page = self.pages[index]
                 if page.state is None:
-                    page.state = self._read_state(page)
+                    page.state = self._transfer.read_state(page)
             self._changed.notify_all()
 
     @property
@@ -239,7 +155,7 @@ class Streamer:
                 grads, page.grads = page.grads.tensors, Gradients()
                 return grads
         try:
-            grads = self._unspill(page)
+            grads = self._transfer.unspill(page)
         finally:
             with self._changed:
                 page.loading = False
@@ -283,7 +199,7 @@ class Streamer:
     def state_of(self, index: int) -> list[Buffer]:
         """The optimizer state of a page, whole; after `flush`."""
         page = self.pages[index]
-        return page.state if page.state is not None else self._read_state(page)
+        return page.state if page.state is not None else self._transfer.read_state(page)
 
     def commit_when_updated(self, state: dict[str, Any], buffers: bytes | None, done: Callable[[], None]) -> None:
         """Commit once every ordered update is applied; `done` is called in the streamer's thread."""
@@ -312,9 +228,7 @@ class Streamer:
             page.slab = page.state = None
             page.valid = False
             page.grads = Gradients()
-        if self._scratch is not None:
-            self._scratch.close()
-            self._scratch.path.unlink(missing_ok=True)
+        self._transfer.close()
 
     # --- waiting --------------------------------------------------------------------------------------------------
 
@@ -486,11 +400,9 @@ class Streamer:
             self._allocate(page, distance)
         ticket = page.pending
         if ticket is None:
-            self._read_params(page)
-        elif not page.spec.elementwise:
-            self._update_whole(page, ticket, read_params)
+            self._transfer.read_params(page)
         else:
-            self._update_chunks(page, ticket, read_params)
+            self._transfer.update(page, ticket, read_params)
         with self._changed:
             if ticket is not None:
                 for index in page.grads.present:
@@ -503,217 +415,6 @@ class Streamer:
                 self._bind(page.spec.index, page.param_views())
             self._changed.notify_all()
 
-    def _read_params(self, page: Page) -> None:
-        assert page.slab is not None and page.stored is not None
-        reads = [
-            self.store.read(page.stored, 0, chunk, self._slab_chunk(page, page.spec.regions[0], chunk))
-            for chunk in range(page.spec.regions[0].num_chunks)
-        ]
-        for read in reads:
-            self.store.io.wait(read, f"reading {page.spec.name}")
-
-    def _slab_chunk(self, page: Page, region: Region, chunk: int) -> memoryview:
-        assert page.slab is not None
-        start, stop = region.chunk_range(chunk)
-        return page.slab.bytes[start:stop]
-
-    def _update_chunks(self, page: Page, ticket: Ticket, read_params: bool) -> None:
-        """The elementwise update, chunk by chunk: `ahead` chunks are being read while one is updated."""
-        spec = page.spec
-        target, write = self._target(page, ticket)
-        on_disk = page.state is None
-        buffers_each = (len(spec.regions) - 1 if on_disk else 0) + (1 if page.grads.spilled else 0)
-        ahead = spec.num_chunks if not buffers_each else max(1, self._ring_count // (2 * buffers_each))
-        coming: deque[tuple[int, list[Buffer], Buffer | None, list[Future]]] = deque()
-        writes: list[Future] = []
-        try:
-            for chunk in range(spec.num_chunks + ahead):
-                if chunk < spec.num_chunks:
-                    coming.append(self._start_chunk(page, chunk, read_params, on_disk))
-                if chunk >= ahead or chunk >= spec.num_chunks:
-                    if not coming:
-                        break
-                    number, state, grads, reads = coming.popleft()
-                    for read in reads:
-                        self.store.io.wait(read, f"reading {spec.name}")
-                    self._update_chunk(page, ticket, number, state, grads)
-                    if grads is not None:
-                        self._ring_give(grads)
-                    writes += self._finish_chunk(page, target, number, state if on_disk else [], write)
-            for future in writes:
-                self.store.io.wait(future, f"writing {spec.name}")
-        except BaseException:
-            for _, state, grads, reads in coming:
-                for read in reads:
-                    read.cancel()
-                del state, grads
-            raise
-        self._updated(page, target, write)
-
-    @property
-    def _ring_count(self) -> int:
-        return self._ring.count if self._ring is not None else 1
-
-    def _ring_take(self) -> Buffer:
-        assert self._ring is not None
-        return self._ring.take(self.store.io.timeout_s)
-
-    def _ring_give(self, buffer: Buffer) -> None:
-        assert self._ring is not None
-        self._ring.give(buffer)
-
-    def _start_chunk(
-        self, page: Page, chunk: int, read_params: bool, on_disk: bool
-    ) -> tuple[int, list[Buffer], Buffer | None, list[Future]]:
-        spec, reads = page.spec, []
-        state: list[Buffer] = []
-        grads: Buffer | None = None
-        if read_params:
-            assert page.stored is not None
-            reads.append(self.store.read(page.stored, 0, chunk, self._slab_chunk(page, spec.regions[0], chunk)))
-        if on_disk:
-            assert page.stored is not None
-            for number, region in enumerate(spec.regions[1:], start=1):
-                buffer = self._ring_take()
-                start, stop = region.chunk_range(chunk)
-                reads.append(self.store.read(page.stored, number, chunk, buffer.bytes[: stop - start]))
-                state.append(buffer)
-        else:
-            assert page.state is not None
-            state = page.state
-        if page.grads.spilled:
-            grads = self._ring_take()
-            reads.append(self._read_scratch(page, chunk, grads))
-        return chunk, state, grads, reads
-
-    def _update_chunk(
-        self, page: Page, ticket: Ticket, chunk: int, state: Sequence[Buffer], grads: Buffer | None
-    ) -> None:
-        assert self.optimizer is not None and page.slab is not None
-        spec = page.spec
-        first = chunk * CHUNK_ELEMENTS
-        base = first if page.state is None else 0
-        present = set(page.grads.present)
-        flat = page.slab.view(spec.dtype, 0, spec.numel)
-        for piece in spec.pieces(chunk):
-            if piece.param not in present:
-                continue
-            param = spec.params[piece.param]
-            length = piece.stop - piece.start
-            if grads is not None:
-                grad = grads.view(spec.dtype, piece.start - first, length)
-            else:
-                start = piece.start - param.offset
-                grad = page.grads.tensors[piece.param].reshape(-1)[start : start + length]
-            views = {
-                tensor.name: buffer.view(tensor.dtype, piece.start - base, length)
-                for tensor, buffer in zip(param.state, state, strict=True)
-            }
-            values = flat[piece.start : piece.stop]
-            self._apply(page, ticket, piece.param, values, grad, views, piece.start)
-
-    def _apply(
-        self,
-        page: Page,
-        ticket: Ticket,
-        index: int,
-        values: torch.Tensor,
-        grad: torch.Tensor,
-        state: dict[str, torch.Tensor],
-        start: int,
-    ) -> None:
-        """Update `values`, which begin at element `start` of the page."""
-        assert self.optimizer is not None
-        hyper = ticket.hyper[page.spec.params[index].group]
-        step = page.steps[index] + 1
-        apply(self.optimizer, hyper, step, values, grad, state, ticket.clip_coef, element=page.first_element + start)
-
-    def _finish_chunk(
-        self, page: Page, target: Slot | None, chunk: int, state: Sequence[Buffer], write: bool
-    ) -> list[Future]:
-        """Write an updated chunk and give its buffers back when they are on disk."""
-        spec = page.spec
-        if not write:
-            return []
-        assert target is not None
-        region = spec.regions[0]
-        futures = [self.store.write(target, spec, 0, chunk, self._slab_chunk(page, region, chunk))]
-        if page.state is not None:
-            for number, (region, buffer) in enumerate(zip(spec.regions[1:], page.state, strict=True), start=1):
-                start, stop = region.chunk_range(chunk)
-                futures.append(self.store.write(target, spec, number, chunk, buffer.bytes[start:stop]))
-            return futures
-        for number, (region, buffer) in enumerate(zip(spec.regions[1:], state, strict=True), start=1):
-            start, stop = region.chunk_range(chunk)
-            future = self.store.write(target, spec, number, chunk, buffer.bytes[: stop - start])
-            future.add_done_callback(lambda _, buffer=buffer: self._ring_give(buffer))
-            futures.append(future)
-        return futures
-
-    def _update_whole(self, page: Page, ticket: Ticket, read_params: bool) -> None:
-        """The update of an optimizer that needs each parameter whole (Adafactor)."""
-        spec = page.spec
-        target, write = self._target(page, ticket)
-        if read_params:
-            self._read_params(page)
-        state = page.state if page.state is not None else self._read_state(page)
-        grads = dict(page.grads.tensors) if not page.grads.spilled else self._unspill(page)
-        values = page.param_views()
-        for index, grad in grads.items():
-            param = spec.params[index]
-            views = {
-                tensor.name: state[0]
-                .tensor[offset : offset + _num_bytes(tensor)]
-                .view(tensor.dtype)
-                .view(tensor.shape)
-                for tensor, offset in zip(param.state, param.aux_offsets, strict=True)
-            }
-            self._apply(page, ticket, index, values[index], grad.view(param.shape), views, param.offset)
-        if write:
-            assert target is not None
-            writes = self._write_all(page, target, state)
-            for future in writes:
-                self.store.io.wait(future, f"writing {spec.name}")
-        self._updated(page, target, write)
-
-    def _read_state(self, page: Page) -> list[Buffer]:
-        """The optimizer state of a page, whole."""
-        assert page.stored is not None
-        buffers, reads = [], []
-        for number, region in enumerate(page.spec.regions[1:], start=1):
-            buffer = Buffer(region.num_bytes)
-            for chunk in range(region.num_chunks):
-                start, stop = region.chunk_range(chunk)
-                reads.append(self.store.read(page.stored, number, chunk, buffer.bytes[start:stop]))
-            buffers.append(buffer)
-        for read in reads:
-            self.store.io.wait(read, f"reading {page.spec.name}")
-        return buffers
-
-    def _write_all(self, page: Page, target: Slot, state: Sequence[Buffer]) -> list[Future]:
-        assert page.slab is not None
-        futures = []
-        for number, (region, buffer) in enumerate(zip(page.spec.regions, [page.slab, *state], strict=True)):
-            for chunk in range(region.num_chunks):
-                start, stop = region.chunk_range(chunk)
-                futures.append(self.store.write(target, page.spec, number, chunk, buffer.bytes[start:stop]))
-        return futures
-
-    def _target(self, page: Page, ticket: Ticket) -> tuple[Slot | None, bool]:
-        """Where an update is written, and whether it is: a resident page is written only when it is committed."""
-        if page.stored is None:
-            return None, False
-        write = ticket.durable or page.state is None
-        return (self.store.turn(page.stored) if write else None), write
-
-    def _updated(self, page: Page, target: Slot | None, write: bool) -> None:
-        if page.stored is None:
-            return
-        if write:
-            assert target is not None
-            page.stored.current = page.stored.target_name
-        page.dirty = not write
-
     # --- gradients --------------------------------------------------------------------------------------------------
 
     def _over_grad_budget(self, slack_bytes: int = 0) -> bool:
@@ -724,82 +425,17 @@ class Streamer:
         return waiting > self.grad_bytes + slack_bytes
 
     def _spill(self, page: Page) -> None:
-        """Move the gradients of a page from memory to the scratch file."""
-        spec = page.spec
-        scratch = self._scratch_file()
-        present = tuple(sorted(page.grads.tensors))
-        itemsize = spec.dtype.itemsize
-        digests: list[Future[int]] = []
-        for chunk in range(spec.num_chunks):
-            buffer = self._ring_take()
-            first = chunk * CHUNK_ELEMENTS
-            for piece in spec.pieces(chunk):
-                if piece.param in page.grads.tensors:
-                    start = piece.start - spec.params[piece.param].offset
-                    source = page.grads.tensors[piece.param].reshape(-1)[start : start + piece.stop - piece.start]
-                    buffer.view(spec.dtype, piece.start - first, piece.stop - piece.start).copy_(source)
-            size = min(CHUNK_ELEMENTS, spec.numel - first) * itemsize
-            offset = self._scratch_offsets[spec.index] + first * itemsize
-            future = self.store.io.write(scratch, buffer.bytes[:size], offset)
-            future.add_done_callback(lambda _, buffer=buffer: self._ring_give(buffer))
-            digests.append(future)
-        sums = [self.store.io.wait(future, f"spilling gradients of {spec.name}") for future in digests]
+        spilled = self._transfer.spill(page)
         with self._changed:
-            page.grads = Gradients({}, present, sums)
+            page.grads = spilled
             page.loading = False
             self._changed.notify_all()
 
-    def _scratch_file(self) -> PageFile:
-        if self._scratch is None:
-            offsets, size = [], 0
-            for page in self.pages:
-                offsets.append(size)
-                size += page.spec.param_bytes if page.spec.trainable else 0
-            self._scratch = PageFile(self.store.files, self.store.root / "gradients.scratch", size, create=True)
-            self._scratch_offsets = offsets
-        return self._scratch
-
-    def _read_scratch(self, page: Page, chunk: int, buffer: Buffer) -> Future[None]:
-        itemsize = page.spec.dtype.itemsize
-        first = chunk * CHUNK_ELEMENTS
-        size = min(CHUNK_ELEMENTS, page.spec.numel - first) * itemsize
-        offset = self._scratch_offsets[page.spec.index] + first * itemsize
-        return self.store.io.read(self._scratch_file(), buffer.bytes[:size], offset, page.grads.sums[chunk])
-
-    def _unspill(self, page: Page) -> dict[int, torch.Tensor]:
-        """The spilled gradients of a page, in memory again."""
-        spec = page.spec
-        grads = {i: torch.empty(spec.params[i].shape, dtype=spec.dtype) for i in page.grads.spilled}
-        for chunk in range(spec.num_chunks):
-            buffer = self._ring_take()
-            try:
-                self.store.io.wait(self._read_scratch(page, chunk, buffer), f"reading gradients of {spec.name}")
-                for piece in spec.pieces(chunk):
-                    if piece.param in grads:
-                        start = piece.start - spec.params[piece.param].offset
-                        length = piece.stop - piece.start
-                        source = buffer.view(spec.dtype, piece.start - chunk * CHUNK_ELEMENTS, length)
-                        grads[piece.param].view(-1)[start : start + length].copy_(source)
-            finally:
-                self._ring_give(buffer)
-        return grads
-
     # --- commit -----------------------------------------------------------------------------------------------------
-
-    def write_dirty(self) -> None:
-        """Write resident pages that were updated in memory alone; runs in the streamer's thread before a commit."""
-        for page in self.pages:
-            if page.dirty and page.stored is not None:
-                assert page.state is not None
-                target = self.store.turn(page.stored)
-                for future in self._write_all(page, target, page.state):
-                    self.store.io.wait(future, f"writing {page.spec.name}")
-                page.stored.current = page.stored.target_name
-                page.dirty = False
 
     def _commit(self) -> None:
         assert self._commit_state is not None
-        self.write_dirty()
+        self._transfer.write_dirty()
         state, buffers = self._commit_state
         state = {**state, "steps": [page.steps for page in self.pages]}
         self.store.commit(state, buffers)
@@ -808,10 +444,3 @@ class Streamer:
             self._changed.notify_all()
         if done is not None:
             done()
-
-
-def _num_bytes(tensor: Any) -> int:
-    size = tensor.dtype.itemsize
-    for length in tensor.shape:
-        size *= length
-    return size
