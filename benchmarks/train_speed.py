@@ -9,6 +9,7 @@ alike. Ratios are taken inside a round. The budgets come from plain's peak in th
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,7 @@ def main() -> None:
                 print(f"{tokens} tokens, round {number + 1} of {args.rounds}", flush=True)
                 for name, one in configurations(args, tokens, outcomes):
                     with trial.one_store(folder) as store:
-                        one = Trial(**{**vars_of(one), "store": store if one.mode == "streamed" else None})
-                        outcome = trial.run(one, timeout_s=args.timeout)
+                        outcome = trial.run(dataclasses.replace(one, store=store), timeout_s=args.timeout)
                     outcomes.append({"name": name, "round": number, **outcome})
                     save(args, facts, outcomes)
     print("\n" + "\n\n".join(sections(outcomes)))
@@ -48,14 +48,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--share", type=float, nargs="+", default=[0.35, 0.65], help="budgets, of plain's peak memory")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2, help="timed steps of a process, after one of warm-up")
+    parser.add_argument("--warmup", type=int, default=2, help="untimed steps of a streamed process; see trial.py")
     parser.add_argument("--store", help="folder for the stores (default: runs/ of this repository)")
     parser.add_argument("--timeout", type=float, default=7200, metavar="SECONDS", help="of one process")
     parser.add_argument("--results", type=Path, default=report.RESULTS)
     return parser.parse_args()
-
-
-def vars_of(one: Trial) -> dict[str, Any]:
-    return dict(vars(one))
 
 
 def configurations(args: argparse.Namespace, tokens: int, outcomes: list[dict[str, Any]]):
@@ -67,7 +64,8 @@ def configurations(args: argparse.Namespace, tokens: int, outcomes: list[dict[st
         print("  plain PyTorch did not run: no budget to stream under")
         return
     for share in args.share:
-        yield streamed_name(share), Trial("streamed", args.size, tokens, args.steps, memory_bytes=int(share * peak))
+        budget = int(share * peak)
+        yield streamed_name(share), Trial("streamed", args.size, tokens, args.steps, args.warmup, memory_bytes=budget)
 
 
 def streamed_name(share: float) -> str:

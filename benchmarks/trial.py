@@ -43,7 +43,8 @@ class Trial:
         mode: plain, checkpointed, streamed; others belong to other scripts.
         tokens: of one step, cut into micro-batches of at most MICRO_BATCH_TOKENS.
         memory_bytes: budget of a streamed trial; store: folder for its state, removed afterwards.
-        warmup: steps that are run first and not timed; an optimizer makes its state in the first.
+        warmup: steps that are run first and not timed. A plain optimizer makes its state in the first; a streamed one
+            reads it for the first time in the second, from holes in new files, which costs the disk nothing.
         options: what only another script knows.
     """
 
@@ -103,7 +104,7 @@ def run_plain(trial: Trial) -> dict[str, Any]:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 loss = model(**part) / trial.micro_batches
             loss.backward()
-            total += float(loss)
+            total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad()

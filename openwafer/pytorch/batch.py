@@ -28,7 +28,9 @@ def split(batch: Any, count: int) -> list[Any]:
         raise ConfigError("the batch holds no tensor with a first dimension: it cannot be cut into micro-batches")
     samples = sizes[0]
     if samples < count:
-        raise ConfigError(f"a batch of {samples} samples cannot be cut into {count} micro-batches: use at most {samples}")
+        raise ConfigError(
+            f"a batch of {samples} samples cannot be cut into {count} micro-batches: use at most {samples}"
+        )
 
     def part(index: int) -> Any:
         def cut(tensor: torch.Tensor) -> torch.Tensor:

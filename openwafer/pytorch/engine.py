@@ -8,22 +8,24 @@ Gradients are taken from `.grad` as soon as the layer is left, and put back befo
 from __future__ import annotations
 
 import threading
-from collections import Counter
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from openwafer.base.errors import RefusedError
 from openwafer.pytorch.partition import Layer, Partition
 from openwafer.pytorch.profile import Recorder
 from openwafer.pytorch.schedule import Abandoned, Baton
-from openwafer.pytorch.visit import KeepingVisit, RecomputingVisit, SlabView
+from openwafer.pytorch.side_state import SideState, Snapshot
+from openwafer.pytorch.random_state import RandomState
+from openwafer.pytorch.visit import Kept, KeepingVisit, RecomputingVisit, SlabView
+from openwafer.streaming.files import Buffer
 from openwafer.streaming.heap import Heap
 from openwafer.streaming.streamer import Streamer
 
@@ -34,13 +36,27 @@ METADATA = frozenset(
     "is_signed is_inference type_as_metadata has_names get_device".split()
 )
 READING_ATTRIBUTES = frozenset("data T mT H mH real imag".split())
+# Functions that autocast never casts a parameter for; of any other it is assumed.
+UNCAST = METADATA | frozenset(
+    "__get__ __getitem__ embedding embedding_bag layer_norm group_norm batch_norm instance_norm rms_norm add sub mul div "
+    "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __neg__ add_ expand expand_as view view_as reshape "
+    "unsqueeze squeeze transpose permute t to type_as detach clone cat stack repeat flatten chunk split exp softplus "
+    "sigmoid tanh softmax sum mean float where index_select gather".split()
+)
+# Modules of torch that take another path without gradients, unless something overrides torch functions.
+FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+SMALL_BUFFER_BYTES = 1 << 16
+
+_grad_of: Any = torch.Tensor.grad
 
 
 class Pass(threading.local):
-    """What the current thread is doing: which micro-batch, in which layer's call."""
+    """What the current thread is doing: which micro-batch, in the model's call or not, in which layer's call."""
 
     index = 0
+    inside = False
     visiting: Layer | None = None
+    casts: dict[int, int] | None = None
 
 
 class Inexact(BaseException):
@@ -75,7 +91,10 @@ class Engine:
         self.strays = [Layer(page.name, model, (n,)) for n, page in enumerate(cut.pages)]
         self.trace: list[tuple[int, ...]] = []
         self.kept_bytes: dict[str, int] = {}
-        self.visited: list[str] = []
+        self.updates = 0
+        self.turns_watched = 0
+        self.share_casts = False
+        self.side = SideState(model, frozenset(self.page_of))
         self._current: Layer | None = None
         self._extra: list[int] = []
         self._held: set[int] = set()
@@ -91,9 +110,14 @@ class Engine:
         self._classes: list[tuple[nn.Module, type]] = []
         self._buffers: dict[int, torch.Tensor] = {}
         self._layer_buffers: list[tuple[int, ...]] = []
-        self._mutated: set[int] = set()
         self._buffer_log: dict[int, torch.Tensor] | None = None
+        self._buffer_order: dict[int, list[int]] = {}
         self._outside: list[int] = []
+        self._outside_now: dict[int, torch.Tensor] = {}
+        self._before: Snapshot | None = None
+        self._cast_epoch = 0
+        self._trains: list[tuple[str, nn.Parameter, bool]] = []
+        self._combined: dict[tuple[int, ...], Layer] = {}
         self._poison: dict[torch.dtype, torch.Tensor] = {}
         self.heap = Heap()
         self.growth_bytes: dict[str, int] = {}
@@ -105,8 +129,10 @@ class Engine:
         self.streamer = streamer
         forward = [layer.pages for layer in self.cut.layers]
         self._plans = {"train": forward + forward[::-1], "eval": forward}
+        self._trains = [(name, param, param.requires_grad) for name, param in self.model.named_parameters()]
         for page in self.cut.pages:
             for _, param in page.params:
+                self._hide_gradient(param)
                 if param.requires_grad:
                     self._watch(param)
         left = [tensor for _, tensor in self.cut.left]
@@ -115,9 +141,23 @@ class Engine:
         for layer in self.cut.layers:
             ids = {id(t) for t in [*layer.module.buffers(), *layer.module.parameters()]}
             self._layer_buffers.append(tuple(key for key in self._buffers if key in ids))
+        inside = {key for keys in self._layer_buffers for key in keys}
+        self._outside = [key for key in self._buffers if key not in inside]
+        self.side.skip = frozenset(self.page_of) | frozenset(self._buffers)
+        self._wrap_calls()
+
+    def _wrap_calls(self) -> None:
+        """Borders around the layers; the model itself, and modules that hold layers, may be called from outside."""
+        inner = {id(module) for layer in self.cut.layers for module in layer.module.modules()}
+        for module in self.model.modules():
+            if isinstance(module, FAST_PATHS):
+                self._wrap(module, self._without_faults)
         for layer in self.cut.layers:
             self._wrap(layer.module, lambda call, args, kwargs, layer=layer: self._visit(layer, call, args, kwargs))
-        self._wrap(self.model, self._root)
+        for module in self.model.modules():
+            whole = type(module).forward is not nn.Module.forward and next(module.parameters(), None) is not None
+            if module is self.model or (whole and id(module) not in inner):
+                self._wrap(module, self._root, zero_grad=module is self.model)
 
     def detach(self) -> None:
         """Take the borders out again."""
@@ -125,6 +165,10 @@ class Engine:
             handle.remove()
         for module, original in reversed(self._classes):
             object.__setattr__(module, "__class__", original)
+        for page in self.cut.pages:
+            for _, param in page.params:
+                if hasattr(type(param), "_openwafer_hidden"):
+                    param.__class__ = type(param)._openwafer_hidden
         self._handles, self._classes = [], []
 
     def _watch(self, param: nn.Parameter) -> None:
@@ -143,14 +187,64 @@ class Engine:
         self._handles.append(param.register_hook(before))
         self._handles.append(param.register_post_accumulate_grad_hook(after))
 
-    def _wrap(self, module: nn.Module, around: Callable[[Callable, tuple, dict], Any]) -> None:
+    def _hide_gradient(self, param: nn.Parameter) -> None:
+        """Gradients are with the streamer: whoever looks for one at its parameter is told, not given nothing."""
+        original = type(param)
+        engine = weakref.proxy(self)
+
+        def get(self: torch.Tensor) -> torch.Tensor | None:
+            grad = _grad_of.__get__(self)
+            if grad is None and engine.has_gradient(self):
+                raise RefusedError(
+                    "gradients leave for the store as soon as they are made, so `.grad` is empty: clip with "
+                    "compile(clip_norm=...), look at them with job.gradients(), drop them with optimizer.zero_grad()"
+                )
+            return grad
+
+        def put(self: torch.Tensor, value: torch.Tensor | None) -> None:
+            if engine.has_gradient(self):
+                if value is not None:
+                    raise RefusedError("this gradient is in the store already: `.grad` cannot be set any more")
+                engine.drop_gradient(self)
+            _grad_of.__set__(self, value)
+
+        hidden = {"grad": property(get, put), "__module__": original.__module__, "_openwafer_hidden": original}
+        try:
+            param.__class__ = type(original)(original.__name__, (original,), hidden)
+        except TypeError:  # a subclass of its own layout keeps its own `grad`
+            return
+
+    def has_gradient(self, param: torch.Tensor) -> bool:
+        """Whether the streamer has a gradient of this parameter."""
+        page, index = self.page_of.get(id(param), (-1, -1))
+        if page < 0:
+            return False
+        runtime = self.streamer.pages[page]
+        return runtime.pending is None and index in runtime.grads.present
+
+    def drop_gradient(self, param: torch.Tensor) -> None:
+        """Forget the gradient of one parameter."""
+        page, index = self.page_of[id(param)]
+        grads = self.streamer.take_gradients(page)
+        del grads[index]
+        self.norms.pop((page, index), None)
+        self.streamer.stash(page, grads)
+
+    def _wrap(
+        self, module: nn.Module, around: Callable[[Callable, tuple, dict], Any], *, zero_grad: bool = False
+    ) -> None:
         """Give a module a class of its own, whose call goes through `around`."""
         original = type(module)
+        engine = weakref.proxy(self)
 
         def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return around(lambda *a, **k: original.__call__(self, *a, **k), args, kwargs)
 
-        wrapped = type(original.__name__, (original,), {"__call__": call, "__module__": original.__module__})
+        def forget(self: nn.Module, set_to_none: bool = True) -> None:
+            engine.zero_grad(set_to_none)
+
+        own = {"__call__": call, "__module__": original.__module__, **({"zero_grad": forget} if zero_grad else {})}
+        wrapped = type(original)(original.__name__, (original,), own)
         object.__setattr__(module, "__class__", wrapped)
         self._classes.append((module, original))
 
@@ -168,6 +262,12 @@ class Engine:
         for _, param in self.cut.pages[page].params:
             self._slabs.pop(param.untyped_storage().data_ptr(), None)
             param.data = self.poison(param)
+        slab = self.streamer.pages[page].slab
+        if slab is not None:
+            storage = slab.tensor.untyped_storage()
+            if torch._C._storage_Use_Count(storage._cdata) > 2:  # the slab's own, and `storage` here
+                # Somebody still uses a view of a parameter: the memory stays theirs, the pool gets some of its own.
+                self.streamer.pages[page].slab = Buffer(slab.num_bytes)
 
     def poison(self, param: torch.Tensor) -> torch.Tensor:
         """A tensor of the parameter's shape without memory of its own, NaN everywhere."""
@@ -180,12 +280,14 @@ class Engine:
         page = self._slabs.get(tensor.untyped_storage().data_ptr()) if tensor.layout == torch.strided else None
         if page is None:
             return None
-        return SlabView(page, tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+        place = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+        return SlabView(page, tensor.dtype, *place, self.updates)
 
     def view_slab(self, view: SlabView) -> torch.Tensor:
         """The saved tensor again; its page is fetched if it is not held."""
+        self.require_same_step(view.updates)
         if view.page not in self._held:
-            self._touch(view.page)
+            self._touch((view.page,))
         slab = self.streamer.pages[view.page].slab
         assert slab is not None
         return torch.as_strided(slab.tensor.view(view.dtype), view.size, view.stride, view.offset)
@@ -200,6 +302,7 @@ class Engine:
         if self._current is layer:
             return
         if self.baton is not None:
+            self.account()
             self.baton.reach(self.local.index, layer)
             if self._current is layer:
                 return
@@ -214,6 +317,11 @@ class Engine:
 
     def enter_backward(self, layer: Layer) -> None:
         """Cross a border in the backward."""
+        if torch.is_grad_enabled():
+            raise RefusedError(
+                f"the gradient of {layer.name!r} is itself to be differentiated (create_graph=True): streaming holds no "
+                "graph of the backward"
+            )
         if not self._final_callback and self.baton is None:
             self._final_callback = True
             torch.autograd.Variable._execution_engine.queue_callback(self._backward_ended)
@@ -234,7 +342,15 @@ class Engine:
         for page in list(self._arrived):
             self._stash(page)
         self._arrived.clear()
-        torch.clear_autocast_cache()
+        self._clear_casts()
+
+    def require_same_step(self, updates: int) -> None:
+        """A backward may only use the parameters its forward has used."""
+        if updates != self.updates:
+            raise RefusedError(
+                "the optimizer has stepped between this forward and its backward, so the parameters of the forward are "
+                "gone: call backward() before optimizer.step()"
+            )
 
     def _leave(self, following: tuple[int, ...]) -> None:
         for page in [p for p in self._arrived if p not in following and p not in self.cut.shared]:
@@ -245,19 +361,28 @@ class Engine:
         self._extra = []
         self._current = None
 
-    def _touch(self, page: int) -> None:
-        """A parameter is used that no border announced."""
+    def _touch(self, pages: tuple[int, ...]) -> None:
+        """Parameters are used that no border announced, in one operation."""
         if self.local.visiting is None:
-            self.enter(self.strays[page])
+            self.enter(self._stray(pages))
             return
-        self.streamer.acquire([page], "stray")
-        self._held.add(page)
-        self._extra = [*self._extra, page]
+        self.streamer.acquire(pages, "stray")
+        self._held.update(pages)
+        self._extra = [*self._extra, *pages]
+
+    def _stray(self, pages: tuple[int, ...]) -> Layer:
+        if len(pages) == 1:
+            return self.strays[pages[0]]
+        if pages not in self._combined:
+            self._combined[pages] = Layer(" and ".join(self.strays[p].name for p in pages), self.model, pages)
+        return self._combined[pages]
 
     # --- order of use -----------------------------------------------------------------------------------------------
 
     def open_cycle(self, kind: str) -> None:
         """A step ("train") or a forward without gradients ("eval") begins; shared pages stay until `rest`."""
+        if kind == "train":
+            self._require_same_trains()
         if self._cycle is None or (kind == "train" and self._cycle != "train"):
             self._cycle = kind
             self._cursor = 0
@@ -295,34 +420,101 @@ class Engine:
     # --- calls ------------------------------------------------------------------------------------------------------
 
     def _root(self, call: Callable, args: tuple, kwargs: dict) -> Any:
-        if self.recorder is not None:
+        if self.recorder is not None or self.local.inside:
             return call(*args, **kwargs)
         training = torch.is_grad_enabled()
-        if self.baton is None:
-            self.open_cycle("train" if training else "eval")
-        autocast = torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=True)
-        with Faults(self), saved_tensors_hooks(self._pack_glue, self._unpack_glue):
-            if self.precision == "bf16":
-                with autocast:
-                    result = call(*args, **kwargs)
-            else:
-                result = call(*args, **kwargs)
-        if not training and self.baton is None:
+        if self.baton is not None:
+            return self._run_root(call, args, kwargs)
+        self.open_cycle("train" if training else "eval")
+        try:
+            result = self._forward_alone(call, args, kwargs) if training else self._run_root(call, args, kwargs)
+        except BaseException:
+            self.rest()
+            raise
+        if not training:
             was = self._cycle
             self.rest()
             if was == "eval":
                 self.close_cycle()
         return result
 
+    def _forward_alone(self, call: Callable, args: tuple, kwargs: dict) -> Any:
+        """One forward outside of a step of several micro-batches."""
+        unsure = not self.share_casts and (self.precision == "bf16" or torch.is_autocast_enabled(self.device_type))
+        if not unsure:
+            with self.side.forward():
+                return self._run_root(call, args, kwargs)
+        before, random = self.side.snapshot(), RandomState()
+        self.start_log()
+        try:
+            with self.side.forward():
+                return self._run_root(call, args, kwargs)
+        except Inexact:
+            assert self.share_casts
+            self.undo_log()
+            before.restore()
+            random.restore()
+            self.rest()
+            self.open_cycle("train")
+            with self.side.forward():
+                return self._run_root(call, args, kwargs)
+        finally:
+            self._buffer_log = None
+
+    def _run_root(self, call: Callable, args: tuple, kwargs: dict) -> Any:
+        self.local.inside = True
+        if torch.is_grad_enabled() and self.local.casts is None:
+            self.local.casts = {}
+        autocast = torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=True)
+        try:
+            with Faults(self), saved_tensors_hooks(self._pack_glue, self._unpack_glue):
+                with autocast if self.precision == "bf16" else nullcontext():
+                    return call(*args, **kwargs)
+        finally:
+            self.local.inside = False
+            if self._open_region():
+                self.local.casts = None
+
+    def _open_region(self) -> bool:
+        """Whether the autocast region of this forward has ended with it."""
+        return not torch.is_autocast_enabled(self.device_type)
+
+    def cast(self, param: nn.Parameter) -> None:
+        """A parameter is used by an operation for which autocast may cast it.
+
+        Autocast casts a parameter once in a region and adds up the gradients of all its uses in the low precision.
+        Here casts are forgotten at every border, which is the same as long as no parameter is cast on both sides of one.
+        """
+        casts = self.local.casts
+        if casts is None or self.share_casts or not param.requires_grad or param.dtype != torch.float32:
+            return
+        if not (torch.is_autocast_enabled(self.device_type) and torch.is_autocast_cache_enabled()):
+            return
+        if casts.setdefault(id(param), self._cast_epoch) != self._cast_epoch:
+            self.share_casts = True
+            raise Inexact("layers share parameters under autocast, which casts them once for all")
+
+    def _clear_casts(self) -> None:
+        if not self.share_casts:
+            torch.clear_autocast_cache()
+            self._cast_epoch += 1
+
+    def _without_faults(self, call: Callable, args: tuple, kwargs: dict) -> Any:
+        """torch's own fast paths look whether anything overrides torch functions, as `Faults` does."""
+        if torch.is_grad_enabled() or self.recorder is not None:
+            return call(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            return call(*args, **kwargs)
+
     def _pack_glue(self, tensor: torch.Tensor) -> object:
         view = self.slab_view(tensor)
-        return tensor if view is None else view
+        return Kept(tensor) if view is None else view
 
     def _unpack_glue(self, packed: Any) -> torch.Tensor:
         if isinstance(packed, SlabView):
             self.enter_backward(self.strays[packed.page])
             return self.view_slab(packed)
-        return packed
+        return packed.tensor_as_saved()
 
     def record(self, recorder: Recorder) -> None:
         """Show every call of a layer to a recorder instead of streaming (in a profiling child only)."""
@@ -333,43 +525,32 @@ class Engine:
             return self.recorder.visit(layer, call, args, kwargs)
         if self.local.visiting is not None:
             return call(*args, **kwargs)
+        if not self.local.inside:
+            return self._root(lambda *a, **k: self._visit(layer, call, a, k), args, kwargs)
         self.enter(layer)
-        if self.baton is not None and self.local.index == 0:
-            self.visited.append(layer.name)
-        torch.clear_autocast_cache()
+        self._clear_casts()
         self.local.visiting = layer
         try:
-            if not torch.is_grad_enabled():
-                return call(*args, **kwargs)
-            return self._visit_with_grad(layer, call, args, kwargs)
+            return (
+                self._visit_with_grad(layer, call, args, kwargs) if torch.is_grad_enabled() else call(*args, **kwargs)
+            )
         finally:
             self.local.visiting = None
-            torch.clear_autocast_cache()
+            self._clear_casts()
 
     def _visit_with_grad(self, layer: Layer, call: Callable, args: tuple, kwargs: dict) -> Any:
         number = self.number[id(layer)]
+        before = self._buffers_before(number)
         if number in self.keep:
-            before = self._buffers_before(number)
             keeping = KeepingVisit(self, layer)
             with saved_tensors_hooks(keeping.pack, keeping.unpack):
                 result = call(*args, **kwargs)
             self._buffers_changed(before)
             return result
         visit = RecomputingVisit(self, layer, call, args, kwargs)
-        before = self._buffers_before(number)
-        random = torch.get_rng_state()
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        versions = [tensor._version for tensor in inputs]
         with saved_tensors_hooks(visit.pack, visit.unpack):
             result = call(*args, **kwargs)
-        if any(t._version != v for t, v in zip(inputs, versions, strict=True)):
-            raise RefusedError(
-                f"layer {layer.name!r} changes its input in place, so it cannot be run again from it. "
-                f"Make the operation out of place (inplace=False), or let it keep its activations: keep=[{layer.name!r}]"
-            )
-        if not torch.equal(random, torch.get_rng_state()):
-            visit.random = random
-        visit.buffers = self._buffers_changed(before)
+        visit.left(before, self._buffers_changed(before))
         return result
 
     @contextmanager
@@ -385,16 +566,17 @@ class Engine:
     # --- buffers ----------------------------------------------------------------------------------------------------
 
     def _buffers_before(self, number: int) -> dict[int, torch.Tensor]:
-        """Copies of the buffers that a layer may change."""
-        return {key: self._buffers[key].detach().clone() for key in self._layer_buffers[number]}
+        """Copies of the buffers that a layer may change, and of small ones that it may read."""
+        small = [key for key in self._outside if self._buffers[key].nbytes <= SMALL_BUFFER_BYTES]
+        return {key: self._buffers[key].detach().clone() for key in (*self._layer_buffers[number], *small)}
 
-    def _buffers_changed(self, before: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-        """The old values of the buffers that the layer has changed; by value, as batch_norm bumps no version."""
-        changed = {key: value for key, value in before.items() if not torch.equal(self._buffers[key], value)}
-        self._mutated.update(changed)
+    def _buffers_changed(self, before: Mapping[int, torch.Tensor]) -> set[int]:
+        """The buffers that a layer has changed; by value, as batch_norm bumps no version."""
+        changed = {key for key, value in before.items() if not same_bits(self._buffers[key], value)}
         if self._buffer_log is not None:
-            for key, value in changed.items():
-                self._buffer_log.setdefault(key, value)
+            for key in changed:
+                self._buffer_log.setdefault(key, before[key])
+                self._buffer_order.setdefault(key, []).append(self.local.index)
         return changed
 
     # --- gradients --------------------------------------------------------------------------------------------------
@@ -405,15 +587,16 @@ class Engine:
             return
         grads = self.streamer.take_gradients(page)
         for index, grad in grads.items():
-            self.cut.pages[page].params[index][1].grad = grad
+            _grad_of.__set__(self.cut.pages[page].params[index][1], grad)
         self._arrived.add(page)
 
     def _stash(self, page: int) -> None:
         grads: dict[int, torch.Tensor] = {}
         for index, (name, param) in enumerate(self.cut.pages[page].params):
-            grad, param.grad = param.grad, None
+            grad = _grad_of.__get__(param)
             if grad is None:
                 continue
+            _grad_of.__set__(param, None)
             if grad.layout != torch.strided:
                 raise RefusedError(f"the gradient of {name} is sparse: use sparse=False, its layer streams dense ones")
             self.norms[page, index] = torch.linalg.vector_norm(grad)
@@ -424,17 +607,35 @@ class Engine:
         """Drop every gradient of the step so far."""
         for page in self.cut.pages:
             for _, param in page.params:
-                param.grad = None
+                _grad_of.__set__(param, None)
         self._arrived.clear()
         self.norms.clear()
         self.streamer.drop_gradients()
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients that no update has used yet."""
+        if not set_to_none:
+            raise RefusedError(
+                "zero_grad(set_to_none=False) leaves gradients of zero, with which the optimizer would go on updating "
+                "parameters that are not used: call zero_grad()"
+            )
+        self.rest()
+        self.forget_gradients()
+        for _, param in self.cut.left:
+            param.grad = None
+
+    def _require_same_trains(self) -> None:
+        for name, param, trains in self._trains:
+            if param.requires_grad and not trains:
+                raise RefusedError(f"{name} was frozen when the job was made and requires gradients now: compile again")
+
+    # --- what may go wrong when micro-batches take turns -------------------------------------------------------------
+
     def start_log(self) -> None:
         """Remember buffers as they are before they change, to be able to put them back."""
-        inside = {key for keys in self._layer_buffers for key in keys}
-        self._outside = [key for key in self._buffers if key not in inside]
         self._buffer_log = {key: self._buffers[key].detach().clone() for key in self._outside}
-        self.visited = []
+        self._outside_now = dict(self._buffer_log)
+        self._buffer_order = {}
 
     def undo_log(self) -> None:
         """Put back the buffers that have changed since `start_log`."""
@@ -443,17 +644,56 @@ class Engine:
                 self._buffers[key].copy_(value)
         self._buffer_log = None
 
-    def shared_state(self) -> str | None:
-        """A reason why the layer-major order may differ: a buffer that several calls of a micro-batch change."""
-        calls = Counter(layer for layer in self.visited)
-        for number, layer in enumerate(self.cut.layers):
-            keys = [key for key in self._layer_buffers[number] if key in self._mutated]
-            if keys and calls[layer.name] > 1:
-                return f"layer {layer.name!r} changes its buffers and is called more than once"
-        log = self._buffer_log or {}
-        if any(not torch.equal(self._buffers[key], log[key]) for key in self._outside if key in log):
-            return "a module outside every layer changes its buffers"
-        return None
+    @contextmanager
+    def taking_turns(self, baton: Baton) -> Iterator[None]:
+        """While micro-batches take turns: whatever one of them leaves for another to see ends it."""
+
+        def assigned(module: nn.Module, name: str) -> None:
+            raise Inexact(f"{type(module).__name__} keeps {name!r} from one call to another")
+
+        self.start_log()
+        self._before = self.side.snapshot()
+        self.side.on_change = assigned
+        self.baton = baton
+        try:
+            with self.side.assignments():
+                yield
+        finally:
+            self.baton = None
+            self.side.on_change = None
+
+    def account(self) -> None:
+        """The turn is about to pass on: what the micro-batch has changed outside of layers since it got the turn."""
+        for key, value in self._outside_now.items():
+            if not same_bits(self._buffers[key], value):
+                self._outside_now[key] = self._buffers[key].detach().clone()
+                self._buffer_order.setdefault(key, []).append(self.local.index)
+        if self.turns_watched < 2 and self.local.index == 0:
+            self.require_unchanged()
+
+    def require_unchanged(self) -> None:
+        """No micro-batch may leave anything in the model's attributes, lists or generators.
+
+        Raises:
+            Inexact: one did.
+        """
+        assert self._before is not None
+        changed = self._before.changed()
+        if changed:
+            raise Inexact(f"the model keeps something from one call to another, in a {type(changed[0]).__name__}")
+        for key, order in self._buffer_order.items():
+            if order != sorted(order):
+                shape = tuple(self._buffers[key].shape)
+                raise Inexact(f"a buffer of shape {shape} is changed several times by each micro-batch")
+
+    def turns_ended(self, exact: bool) -> None:
+        """All micro-batches are through; if not exactly, what they have changed is put back."""
+        self.turns_watched += 1
+        if not exact:
+            self.undo_log()
+            assert self._before is not None
+            self._before.restore()
+        self._buffer_log = self._before = None
 
     def note_kept(self, layer: Layer, tensor: torch.Tensor) -> None:
         """Count activations that are kept, by layer."""
@@ -469,24 +709,46 @@ class Faults(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, nn.Parameter):
-                self._use(func, value)
-            elif isinstance(value, (list, tuple)):
-                for item in value:
-                    if isinstance(item, nn.Parameter):
-                        self._use(func, item)
+        params = [value for value in _leaves((*args, *kwargs.values())) if isinstance(value, nn.Parameter)]
+        if params:
+            self._use(func, params)
         return func(*args, **kwargs)
 
-    def _use(self, func: Callable, param: nn.Parameter) -> None:
-        entry = self.engine.page_of.get(id(param))
-        if entry is None or entry[0] in self.engine._held:
-            return
+    def _use(self, func: Callable, params: list[nn.Parameter]) -> None:
         name = getattr(func, "__name__", "")
         if name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") not in READING_ATTRIBUTES:
             return
-        if name not in METADATA:
-            self.engine._touch(entry[0])
+        if name in METADATA:
+            return
+        engine = self.engine
+        pages = {engine.page_of[id(param)][0] for param in params if id(param) in engine.page_of}
+        if not pages <= engine._held:
+            # All at once: another page could take the place of one that was fetched before it.
+            engine._touch(tuple(sorted(pages - engine._held if engine.local.visiting else pages)))
+        if name not in UNCAST:
+            for param in params:
+                engine.cast(param)
+
+
+def _leaves(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _leaves(value)
+        elif isinstance(value, dict):
+            yield from _leaves(value.values())
+        else:
+            yield value
+
+
+def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Equal values, NaN included."""
+    if torch.equal(left, right):
+        return True
+    return (
+        left.is_floating_point()
+        and torch.equal(left.nan_to_num(), right.nan_to_num())
+        and torch.equal(left.isnan(), right.isnan())
+    )
 
 
 __all__ = ["Abandoned", "Engine", "Inexact"]

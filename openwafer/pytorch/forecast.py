@@ -51,7 +51,10 @@ class Forecast:
         if self.disk_bytes:
             rows += [
                 ("disk space", format_bytes(self.disk_bytes)),
-                ("disk traffic a step", f"{format_bytes(self.read_bytes)} read, {format_bytes(self.write_bytes)} written"),
+                (
+                    "disk traffic a step",
+                    f"{format_bytes(self.read_bytes)} read, {format_bytes(self.write_bytes)} written",
+                ),
                 ("disk wear", f"{format_bytes(1000 * self.write_bytes)} written in 1,000 steps"),
             ]
         return rows

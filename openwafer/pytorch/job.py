@@ -6,41 +6,39 @@ each page is updated on its way in before its next use. A job says nothing about
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from torch import nn
 
 from openwafer.base import machine
-from openwafer.base.errors import ConfigError, RefusedError, StoreCorrupt, StoreError
+from openwafer.base.errors import ConfigError, RefusedError, StoreCorrupt
 from openwafer.base.events import StepRecord
-from openwafer.base.units import format_bytes, parse_bytes
+from openwafer.base.units import parse_bytes
 from openwafer.pytorch import batch as batches
 from openwafer.pytorch import random_state
-from openwafer.pytorch.construct import Nursery, init, nursery_of
-from openwafer.pytorch.engine import Engine, Inexact
+from openwafer.pytorch.accumulate import Accumulator
+from openwafer.pytorch.assembly import fill, groups_of, page_spec
+from openwafer.pytorch.boundary import Boundary, capture_buffers, json_copy, like, plain, put_buffers
+from openwafer.pytorch.construct import nursery_of
+from openwafer.pytorch.engine import Engine
 from openwafer.pytorch.forecast import Forecast
 from openwafer.pytorch.memory import MemoryPlan
+from openwafer.pytorch.partition import Partition, Selector, partition
 from openwafer.pytorch.planning import RING_CHUNKS, Planner, base_bytes
-from openwafer.pytorch.partition import PageParams, Partition, Selector, partition
-from openwafer.pytorch.schedule import Baton, run_together
 from openwafer.streaming import heap
-from openwafer.streaming.files import Buffer
-from openwafer.streaming.page import PageSpec, layout_page
-from openwafer.streaming.store import Store
 from openwafer.streaming.resident import Ticket
+from openwafer.streaming.store import Store
 from openwafer.streaming.streamer import Streamer
-from openwafer.streaming.update import OptimizerSpec, snapshot, state_layout
+from openwafer.streaming.update import OptimizerSpec, snapshot
 
 PRECISIONS = ("bf16", "fp32")
 MOMENTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -123,7 +121,6 @@ def compile(
             commit_every=commit_every,
             keep=keep,
             moments=MOMENTS[moments],
-            nursery=made,
             example=example,
             micro_batches=micro_batches,
         )
@@ -151,7 +148,6 @@ class Job:
         commit_every: int,
         keep: Sequence[str] | str,
         moments: torch.dtype,
-        nursery: Nursery | None,
         example: Any,
         micro_batches: int,
     ):
@@ -167,18 +163,15 @@ class Job:
         self.durable_step = 0
         self.extra: dict[str, Any] = {}
         self.notes: list[str] = []
-        self.plain_order: str | None = None
         self._loss = loss
         self._cut = cut
-        self._draws: list[int] | None = None
-        self._draws_failed = 0
         self._last_loss: float = math.nan
-        self._attributes_checked = False
         self._applied: MemoryPlan | None = None
-        self._group_of = self._groups(optimizer)
+        groups = groups_of(model, cut, optimizer)
         self._spec = None if optimizer is None else OptimizerSpec.of(optimizer, moments=moments)
-        self._specs = [self._page_spec(number, page) for number, page in enumerate(cut.pages)]
+        self._specs = [page_spec(number, page, groups, optimizer, self._spec) for number, page in enumerate(cut.pages)]
         self.engine = Engine(model, cut, precision)
+        self._accumulator = Accumulator(self.engine)
         self._keep = keep
         self.engine.keep = self._layers_to_keep(keep)
         self.planner = Planner(store, self._specs, self.engine, memory_bytes, self._forward_loss)
@@ -186,7 +179,7 @@ class Job:
         resumed = store.attach(self._specs)
         self._streamer = self._make_streamer()
         try:
-            self._begin(nursery, resumed)
+            self._begin(resumed)
             if example is not None:
                 self._configure(batches.split(example, micro_batches))
         except BaseException:
@@ -195,8 +188,8 @@ class Job:
             self._streamer.close()
             raise
 
-    def _begin(self, nursery: Nursery | None, resumed: bool) -> None:
-        self._fill(nursery, resumed)
+    def _begin(self, resumed: bool) -> None:
+        fill(self._cut, self.store, self._streamer, self.engine, resumed)
         self.engine.attach(self._streamer)
         self._buffers_sum: int | None = None
         if resumed:
@@ -212,41 +205,6 @@ class Job:
 
     # --- making -----------------------------------------------------------------------------------------------------
 
-    def _groups(self, optimizer: torch.optim.Optimizer | None) -> dict[int, int]:
-        """The optimizer group of each parameter; parameters it does not have are not trained."""
-        trainable = {id(p): name for page in self._cut.pages if page.trainable for name, p in page.params}
-        if optimizer is None:
-            return {}
-        groups = {id(p): n for n, group in enumerate(optimizer.param_groups) for p in group["params"]}
-        unknown = [key for key in groups if key not in {id(p) for p in self.model.parameters()}]
-        if unknown:
-            raise ConfigError(
-                f"{len(unknown)} parameters of the optimizer are not the model's: make it from this model's "
-                "parameters(), after every change to the model"
-            )
-        missing = [name for key, name in trainable.items() if key not in groups]
-        if missing:
-            raise ConfigError(
-                f"{len(missing)} parameters require gradients but are not in the optimizer, e.g. {missing[0]!r}: "
-                "add them, or set requires_grad_(False)"
-            )
-        return groups
-
-    def _page_spec(self, number: int, page: PageParams) -> PageSpec:
-        params = []
-        for name, param in page.params:
-            group = self._group_of.get(id(param), 0)
-            state: Sequence[Any] = ()
-            if page.trainable and self._spec is not None and self.optimizer is not None:
-                state = state_layout(self._spec, self.optimizer.param_groups[group], param.shape)
-            params.append((name, tuple(param.shape), group, state))
-        names = {tuple(t.name for t in state) for _, _, _, state in params}
-        elementwise = self._spec is None or self._spec.elementwise
-        if elementwise and len(names) > 1:
-            raise RefusedError(f"page {page.name!r} mixes optimizer groups with different state: {sorted(names)}")
-        trainable = page.trainable and self._spec is not None
-        return layout_page(number, page.name, page.params[0][1].dtype, trainable, params, elementwise)
-
     def _layers_to_keep(self, keep: Sequence[str] | str) -> set[int]:
         if isinstance(keep, str):
             if keep not in ("auto", "all", "none"):
@@ -260,16 +218,15 @@ class Job:
 
     def _base_without_parameters(self) -> int:
         """The resident set as it will be once the parameters have moved into their pages."""
-        inside = sum(
-            param.untyped_storage().nbytes() for page in self._cut.pages for _, param in page.params
-        )
+        inside = sum(param.untyped_storage().nbytes() for page in self._cut.pages for _, param in page.params)
         return max(0, machine.current_rss_bytes() - inside)
 
     def _make_streamer(self) -> Streamer:
         """A streamer that can load any layer; `_configure` gives it the rest of the budget."""
         pool, grads = None, None
         if self.store.path is not None and self.memory_bytes is not None:
-            pool = max((sum(self._specs[i].param_bytes for i in l.pages) for l in self._cut.layers), default=0)
+            layers = self._cut.layers
+            pool = max((sum(self._specs[i].param_bytes for i in layer.pages) for layer in layers), default=0)
             pool += sum(self._specs[i].param_bytes for i in self._cut.shared)
             grads = 0
         return Streamer(
@@ -306,54 +263,15 @@ class Job:
         self.engine.heap.limit_bytes = self.memory_bytes - heap.MARGIN_BYTES
         self._streamer.configure(plan.pool_bytes, plan.grad_bytes, plan.resident)
 
-    def _fill(self, nursery: Nursery | None, resumed: bool) -> None:
-        """Move the parameters into their pages; their own memory is given back."""
-        for number, (page, spec) in enumerate(zip(self._cut.pages, self._specs, strict=True)):
-            runtime = self._streamer.pages[number]
-            if not resumed:
-                slab = Buffer(spec.param_bytes)
-                flat = slab.view(spec.dtype, 0, spec.numel)
-                for (_, param), where in zip(page.params, spec.params, strict=True):
-                    source = nursery_of(param)
-                    values = param.data if source is None else source.load(param)
-                    flat[where.offset : where.offset + where.numel].copy_(values.reshape(-1))
-                    param.data = self.engine.poison(param)
-                    if source is not None:
-                        source.release(param)
-            else:
-                slab = None
-                for _, param in page.params:
-                    param.data = self.engine.poison(param)
-            if runtime.stored is None:
-                assert slab is not None
-                runtime.slab, runtime.valid = slab, True
-                self.engine.bind(number, runtime.param_views())
-                runtime.state = [Buffer(region.num_bytes) for region in spec.regions[1:]]
-            elif not resumed:
-                assert slab is not None
-                self._write_first(number, slab)
-        if nursery is not None:
-            nursery.clear()
-
-    def _write_first(self, number: int, slab: Buffer) -> None:
-        """The first contents of a page: its parameters, and state of zeros that need not be written."""
-        stored = self.store.pages[number]
-        spec = stored.spec
-        futures = []
-        for chunk in range(spec.regions[0].num_chunks):
-            start, stop = spec.regions[0].chunk_range(chunk)
-            futures.append(self.store.write(stored.source, spec, 0, chunk, slab.bytes[start:stop]))
-        for future in futures:
-            self.store.io.wait(future, f"writing {spec.name}")
-        self.store.zero_state(stored)
-
     def _take_over(self, optimizer: torch.optim.Optimizer) -> None:
         """The user's optimizer goes on holding the hyperparameters; stepping it steps the job."""
         job = weakref.proxy(self)
 
         def step(closure: Callable | None = None) -> None:
             if closure is not None:
-                raise RefusedError("optimizer.step(closure) evaluates the model inside the step: call step() without one")
+                raise RefusedError(
+                    "optimizer.step(closure) evaluates the model inside the step: call step() without one"
+                )
             job.update()
 
         def zero_grad(set_to_none: bool = True) -> None:
@@ -368,14 +286,14 @@ class Job:
     # --- state ------------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
-        groups = [] if self.optimizer is None else [_plain(snapshot(g)) for g in self.optimizer.param_groups]
+        groups = [] if self.optimizer is None else [plain(snapshot(g)) for g in self.optimizer.param_groups]
         return {
             "step": self.step_count,
             "random": random_state.save(),
             "groups": groups,
-            "scheduler": None if self.scheduler is None else _plain(self.scheduler.state_dict()),
-            "extra": _json_copy(self.extra),
-            "plain_order": self.plain_order,
+            "scheduler": None if self.scheduler is None else plain(self.scheduler.state_dict()),
+            "extra": json_copy(self.extra),
+            "plain_order": self._accumulator.plain_order,
         }
 
     def _resume(self) -> None:
@@ -387,19 +305,19 @@ class Job:
                 f"{self.store.path}: the committed state is not what this job would have written ({error!r}). "
                 "Give the optimizer groups and the scheduler it was made with, or use another store"
             ) from error
-        self._put_buffers(self.store.read_buffers())
+        put_buffers(self._buffer_tensors(), self.store.read_buffers())
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.step_count = self.durable_step = state["step"]
         self.extra = state["extra"]
-        self.plain_order = state["plain_order"]
+        self._accumulator.plain_order = state["plain_order"]
         random_state.restore(state["random"])
         if self.optimizer is not None:
             for group, saved in zip(self.optimizer.param_groups, state["groups"], strict=True):
-                group.update({key: _like(group.get(key), value) for key, value in saved.items()})
+                group.update({key: like(group.get(key), value) for key, value in saved.items()})
         if self.scheduler is not None and state["scheduler"] is not None:
             now = vars(self.scheduler)
-            self.scheduler.load_state_dict({k: _like(now.get(k), v) for k, v in state["scheduler"].items()})
+            self.scheduler.load_state_dict({k: like(now.get(k), v) for k, v in state["scheduler"].items()})
         for page, steps in zip(self._streamer.pages, state["steps"], strict=True):
             page.steps = list(steps)
 
@@ -409,30 +327,13 @@ class Job:
 
     def _capture(self) -> Boundary:
         """The state besides the pages, as it is now; buffers only if they differ from those last committed."""
-        views = [t.contiguous().view(-1).view(torch.uint8).numpy().data for t in self._buffer_tensors() if t.numel()]
-        digest = xxhash.xxh3_64()
-        for view in views:
-            digest.update(view)
-        same = digest.intdigest() == self._buffers_sum
-        return Boundary(self._state(), None if same else b"".join(views), digest.intdigest())
+        buffers, buffers_sum = capture_buffers(self._buffer_tensors(), self._buffers_sum)
+        return Boundary(self._state(), buffers, buffers_sum)
 
     def _order_commit(self, boundary: Boundary) -> None:
         """Commit this state once every ordered update is applied."""
         self._buffers_sum = boundary.buffers_sum
         self._streamer.commit_when_updated(boundary.state, boundary.buffers, self._committed(boundary.state["step"]))
-
-    def _put_buffers(self, raw: bytes | None) -> None:
-        if raw is None:
-            return
-        offset = 0
-        for tensor in self._buffer_tensors():
-            size = tensor.numel() * tensor.element_size()
-            if size:
-                part = torch.frombuffer(bytearray(raw[offset : offset + size]), dtype=tensor.dtype)
-                tensor.copy_(part.view(tensor.shape))
-            offset += size
-        if offset != len(raw):
-            raise StoreError(f"the store holds {len(raw)} bytes of buffers, this model has {offset}: another model?")
 
     def _committed(self, step: int) -> Callable[[], None]:
         def done() -> None:
@@ -472,7 +373,7 @@ class Job:
         rate = None if self.optimizer is None else float(self.optimizer.param_groups[0]["lr"])
         self.backward(batch, micro_batches)
         norm, skipped = self.update()
-        notes, self.notes = tuple(self.notes), []
+        notes, self.notes, self._accumulator.notes = (*self.notes, *self._accumulator.notes), [], []
         return StepRecord(
             step=self.step_count,
             loss=self._last_loss,
@@ -500,10 +401,15 @@ class Job:
         return self.planner.forecast(batches.split(batch, micro_batches), base_bytes(self._streamer.memory_bytes))
 
     @property
+    def plain_order(self) -> str | None:
+        """Why micro-batches run one after another; None: they share every layer's load."""
+        return self._accumulator.plain_order
+
+    @property
     def schedule(self) -> str:
         """How the layers run, in a few words."""
         kept = len(self.engine.keep)
-        order = "layer-major" if self.plain_order is None else "micro-batch-major"
+        order = "layer-major" if self._accumulator.plain_order is None else "micro-batch-major"
         return f"{order}, {kept} of {len(self._cut.layers)} layers keep activations"
 
     def backward(self, batch: Any, micro_batches: int = 1) -> float:
@@ -514,96 +420,25 @@ class Job:
         total = sum(counts)
         if total == 0:
             raise ConfigError("the batch has no valid target: every label is -100")
-        losses: list[torch.Tensor] = []
 
-        def run(index: int) -> None:
-            self.engine.local.index = index
+        def forward_backward(index: int) -> torch.Tensor:
             loss = self._forward_loss(parts[index])
             if len(parts) > 1:
                 equal = counts[index] * len(parts) == total
                 loss = loss / len(parts) if equal else loss * (counts[index] / total)
-            losses.append(loss.detach())
             loss.backward()
+            return loss.detach()
 
         self._configure(parts)
         self.engine.open_cycle("train")
-        if len(parts) == 1 or self.plain_order is not None or not self._run_together(len(parts), run, losses):
-            self._run_in_turn(len(parts), run)
+        losses = self._accumulator.run(len(parts), forward_backward)
         self._last_loss = float(torch.stack([loss.float() for loss in losses]).sum())
         return self._last_loss
 
     def _forward_loss(self, part: Any) -> torch.Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=True) if self.precision == "bf16" else _nothing():
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=True) if self.precision == "bf16" else nullcontext():
             output = batches.call(self.model, part)
             return batches.find_loss(output) if self._loss is None else self._loss(output, part)
-
-    def _run_in_turn(self, count: int, run: Callable[[int], None]) -> None:
-        """The plain loop over micro-batches; learns how much randomness each one takes."""
-        states = [torch.get_rng_state()]
-        for index in range(count):
-            run(index)
-            self.engine.rest()
-            states.append(torch.get_rng_state())
-        if count > 1 and self.plain_order is None and not torch.equal(states[0], states[-1]):
-            draws = [random_state.distance(a, b) for a, b in zip(states, states[1:], strict=False)]
-            known = [d for d in draws if d is not None]
-            self._draws = known if len(known) == count else None
-
-    def _run_together(self, count: int, run: Callable[[int], None], losses: list[torch.Tensor]) -> bool:
-        """All micro-batches, layer by layer; False, with everything put back, if that differs from the plain loop."""
-        engine = self.engine
-        if any(page.grads.present for page in self._streamer.pages if page.pending is None):
-            return False
-        first = torch.get_rng_state()
-        starts = [first]
-        for draws in (self._draws or [0] * count)[: count - 1]:
-            starts.append(random_state.advance(starts[-1], draws))
-        if len(starts) != count:
-            starts = [first] * count
-        attributes = None if self._attributes_checked else self._attributes()
-        engine.start_log()
-        baton = Baton(starts)
-        engine.baton = baton
-        failed: str | None = None
-        try:
-            run_together(baton, [lambda index=index: run(index) for index in range(count)])
-            ends = baton.random_states
-            if any(not torch.equal(end, start) for end, start in zip(ends, starts[1:], strict=False)):
-                failed = "random"
-            elif attributes is not None and attributes != self._attributes():
-                failed = "a module keeps something from one call to the next"
-            else:
-                failed = engine.shared_state()
-        except Inexact as inexact:
-            failed = inexact.reason
-        finally:
-            engine.baton = None
-        if failed is None:
-            engine.rest()
-            self._attributes_checked = True
-            torch.set_rng_state(baton.random_states[-1])
-            return True
-        losses.clear()
-        engine.undo_log()
-        engine.rest()
-        engine.forget_gradients()
-        torch.set_rng_state(first)
-        if failed == "random":
-            self._draws_failed += 1
-            if self._draws_failed < 3:
-                return False
-            failed = "the randomness of a micro-batch depends on its data"
-        self.plain_order = failed
-        self.notes.append(f"micro-batches run one after another, as in a plain loop, because {failed}")
-        return False
-
-    def _attributes(self) -> dict[int, dict[str, int]]:
-        """What every module holds, by identity, to see whether a forward leaves something behind."""
-        skip = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_backward_hooks", "_openwafer")
-        return {
-            id(module): {k: id(v) for k, v in vars(module).items() if k not in skip}
-            for module in self.model.modules()
-        }
 
     # --- update -----------------------------------------------------------------------------------------------------
 
@@ -741,7 +576,7 @@ class Job:
             if not self.engine.mid_step:
                 self._boundary = self._capture()
             elif extra is not None:
-                self._boundary.state["extra"] = _json_copy(self.extra)
+                self._boundary.state["extra"] = json_copy(self.extra)
             self._order_commit(self._boundary)
             self._streamer.wait_committed()
 
@@ -789,55 +624,3 @@ class Job:
             raise ConfigError("this job is closed: compile the model again to go on")
 
     closed = True
-
-
-@dataclass
-class Boundary:
-    """The state besides the pages between two steps: JSON, and the buffers if they are to be written."""
-
-    state: dict[str, Any]
-    buffers: bytes | None
-    buffers_sum: int
-
-
-class _nothing:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: Any) -> None:
-        return None
-
-
-def _json_copy(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """What a resumed job will find of `extra`: the caller may go on changing its own."""
-    try:
-        return json.loads(json.dumps(extra))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"extra must be JSON (numbers, strings, lists, dicts with string keys): {error}") from error
-
-
-def _like(now: Any, saved: Any) -> Any:
-    """A value that went through JSON, of the type it has in a new optimizer or scheduler."""
-    if isinstance(now, torch.Tensor) and isinstance(saved, (bool, int, float)):
-        return torch.full_like(now, saved)
-    if isinstance(now, Mapping) and isinstance(saved, dict):
-        keys = {str(key): key for key in now}
-        items = {keys.get(key, key): _like(now.get(keys.get(key, key)), value) for key, value in saved.items()}
-        return type(now)(items)  # type: ignore[call-arg]
-    if isinstance(now, tuple) and isinstance(saved, list):
-        return tuple(saved)
-    return saved
-
-
-def _plain(value: Any) -> Any:
-    """Hyperparameters as JSON: tensors of one element become numbers, tuples lists."""
-    if isinstance(value, torch.Tensor):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items() if not callable(v)}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value if not callable(v)]
-    return value
-
-
-__all__ = ["Job", "compile", "format_bytes", "init"]

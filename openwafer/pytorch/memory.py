@@ -63,9 +63,7 @@ def activation_peak(profile: Profile, keep: frozenset[int], micro_batches: int) 
     """Most that activations take at any moment of a step, when the layers of `keep` keep theirs."""
     visits = range(len(profile.layers))
     last = len(profile.layers) - 1
-    held = [
-        profile.saved_bytes[v] if profile.layers[v] in keep else profile.output_bytes[v] for v in visits
-    ]
+    held = [profile.saved_bytes[v] if profile.layers[v] in keep else profile.output_bytes[v] for v in visits]
     saved_before = [0]
     held_before = [0]
     for v in visits:
@@ -98,7 +96,8 @@ class Demand:
     Attributes:
         accesses: sets of pages in the order of a step; `shared`: pages that stay for the whole step.
         profile: activations of one micro-batch; None if the model could not be run on fake tensors.
-        flops_s, moved_bytes_s, read_bytes_s, write_bytes_s: what this machine does, to weigh recomputation against traffic.
+        flops_s, moved_bytes_s, read_bytes_s, write_bytes_s: what this machine does in a second, to weigh
+            recomputation against traffic.
     """
 
     base_bytes: int
@@ -126,9 +125,7 @@ def least(demand: Demand, keep: frozenset[int] = frozenset()) -> MemoryPlan:
         # The layer at which the forward turns round needs its activations at once: keeping them costs nothing.
         keep |= {demand.profile.layers[-1]} if demand.profile.layers else set()
         activation = activation_peak(demand.profile, keep, demand.micro_batches)
-    plan = MemoryPlan(
-        demand.base_bytes, demand.ring_bytes, pool, 0, slack, activation, keep, frozenset(), 0, 0, 0
-    )
+    plan = MemoryPlan(demand.base_bytes, demand.ring_bytes, pool, 0, slack, activation, keep, frozenset(), 0, 0, 0)
     return _with_traffic(demand, plan)
 
 
@@ -266,7 +263,7 @@ def parameter_reads(demand: Demand, pool_bytes: int) -> int:
         for index in sequence[position % length]:
             if index not in present:
                 bring(index, position, 0, held)
-        ahead = (i for distance in range(1, length) for i in ((distance, p) for p in sequence[(position + distance) % length]))
+        ahead = [(d, index) for d in range(1, length) for index in sequence[(position + d) % length]]
         for distance, index in ahead:
             if index not in present and not bring(index, position, distance, held):
                 break

@@ -146,7 +146,8 @@ def _selected(model: nn.Module, layers: Selector) -> Iterator[tuple[str, nn.Modu
         if outer is not None:
             raise PartitionError(f"layers: {name!r} lies inside {outer!r}, which is chosen too: choose one of the two")
         if not _callable(module):
-            raise PartitionError(f"layers: {name!r} is a {type(module).__name__}, which is never called: choose its parts")
+            kind = type(module).__name__
+            raise PartitionError(f"layers: {name!r} is a {kind}, which is never called: choose its parts")
         if next(module.parameters(), None) is not None:
             yield name, module
 

@@ -29,6 +29,8 @@ from openwafer.streaming.store import Store
 log = logging.getLogger("openwafer")
 
 RING_CHUNKS = 12
+
+
 class Planner:
     """Divides one job's budget.
 

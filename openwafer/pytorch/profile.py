@@ -218,9 +218,10 @@ def _in_child(model: nn.Module, batch: Any, run: Callable, number: dict[int, int
     os.dup2(devnull, 2)
     try:
         return _run_fake(model, batch, run, number, install)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  # told to the parent in words
         last = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} ({last.filename}:{last.lineno})"
+        first_line = str(error).splitlines()[0] if str(error) else ""
+        return f"{type(error).__name__}: {first_line} ({last.filename}:{last.lineno})"
 
 
 def _run_fake(model: nn.Module, batch: Any, run: Callable, number: dict[int, int], install: Callable) -> Profile:

@@ -93,7 +93,7 @@ def run_together(baton: Baton, tasks: Sequence[Callable[[], None]]) -> None:
         try:
             baton.start(index)
             task()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # raised again by run_together
             failure = error
         finally:
             baton.finish(index, failure)

@@ -47,7 +47,7 @@ class Snapshot:
         self.objects: dict[int, Any] = {}
         self.contents: dict[int, Any] = {}
         seen: set[int] = set()
-        keep_alive = waiting = list(roots)
+        waiting = list(roots)
         while waiting and len(seen) < OBJECTS_MOST:
             value = waiting.pop()
             if isinstance(value, SIMPLE) or id(value) in seen or (isinstance(value, nn.Module) and not modules):
@@ -68,7 +68,6 @@ class Snapshot:
                 waiting.extend(inside.values())
             elif isinstance(inside, list):
                 waiting.extend(inside)
-        del keep_alive
 
     def _take(self, value: Any, copy: bool) -> None:
         self.objects[id(value)] = value
@@ -306,9 +305,9 @@ class SideState:
             nn.Module.__setattr__ = original  # type: ignore[method-assign]
 
     def _assigned(self, module: nn.Module, name: str, value: Any) -> None:
-        buffers = vars(module).get("_buffers", {})
-        held: Any = buffers if name in buffers else module
-        now = buffers.get(name) if held is buffers else vars(module).get(name, self)
+        parts = (vars(module).get(part, {}) for part in ("_buffers", "_parameters", "_modules"))
+        held: Any = next((part for part in parts if name in part), module)
+        now = vars(module).get(name, self) if held is module else held[name]
         if _same(now, value):
             return
         if self.on_change is not None:

@@ -230,7 +230,7 @@ class IOEngine:
 
     def close(self) -> bool:
         """End the threads; False if a request still hangs, so that its file must stay open."""
-        closed = self._workers.close(1.0 if self._hangs else self.timeout_s)
+        closed = self._workers.close(min(1.0, self.timeout_s) if self._hangs else self.timeout_s)
         if not closed:
             log.warning("a request to the disk still hangs; its thread and file are left to the operating system")
         return closed

@@ -9,6 +9,7 @@ written, a fresh file takes its place. Without a path the store holds nothing on
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -288,8 +289,8 @@ class Store:
         free = shutil.disk_usage(folder).free
         if needed - present > free:
             raise store_error(
-                OSError(28, "No space left on device"),
-                f"making room for {needed:,} bytes of pages in {folder} ({free:,} bytes are free)",
+                OSError(errno.ENOSPC, f"{free:,} bytes are free"),
+                f"making room for {needed - present:,} bytes of pages in {folder}",
             )
 
     def _compare(self, specs: Sequence[PageSpec], entries: Sequence[Mapping[str, Any]]) -> None:

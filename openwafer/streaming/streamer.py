@@ -1,8 +1,8 @@
 """Brings pages to the compute thread in time, updates them on the way, and takes their gradients back.
 
 One background thread does all of it, in this order of urgency: a page that is waited for, gradients over their share
-of memory, the next page of the plan, updates nobody waits for, the commit. Which slab gives way is Belady's rule on the known order of accesses: the page used again the latest.
-The parameters of a page are never changed while the page is held.
+of memory, the next page of the plan, updates nobody waits for, the commit. Which slab gives way is Belady's rule on
+the known order of accesses: the page used again the latest. The parameters of a page never change while it is held.
 """
 
 from __future__ import annotations
@@ -223,11 +223,13 @@ class Streamer:
         if self._thread.is_alive():
             self._thread.join(self.store.io.timeout_s)
         for index, page in enumerate(self.pages):
+            page.grads = Gradients()
+            page.state = None
+            if page.stored is None:
+                continue  # memory is all these parameters have: they stay the model's
             if page.valid:
                 self._unbind(index)
-            page.slab = page.state = None
-            page.valid = False
-            page.grads = Gradients()
+            page.slab, page.valid = None, False
         self._transfer.close()
 
     # --- waiting --------------------------------------------------------------------------------------------------
@@ -267,7 +269,7 @@ class Streamer:
                 work()
                 with self._changed:
                     self._changed.notify_all()
-        except BaseException as failure:  # handed to the compute thread, which raises it
+        except BaseException as failure:  # noqa: BLE001  # handed to the compute thread, which raises it
             with self._changed:
                 self._failure = failure
                 self._busy = False
@@ -350,7 +352,11 @@ class Streamer:
         pages = [
             p
             for p in self.pages
-            if p.valid and p.holds == 0 and not p.loading and p.state is None and p is not page
+            if p.valid
+            and p.holds == 0
+            and not p.loading
+            and p.state is None
+            and p is not page
             and uses.get(p.spec.index, never) > distance
         ]
         return sorted(pages, key=lambda p: uses.get(p.spec.index, never), reverse=True)

@@ -19,8 +19,9 @@ SIZE = 3 * 4096
 
 @pytest.fixture(autouse=True)
 def _no_leaks(tmp_path: Path):
+    before = leaks(tmp_path)
     yield
-    assert not leaks(tmp_path)
+    assert leaks(tmp_path) == before
 
 
 class Disk:

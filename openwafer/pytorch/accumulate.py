@@ -1,0 +1,116 @@
+"""Runs the micro-batches of a step: layer by layer together if that is exact, else one after another.
+
+Together is tried first, from the random states the micro-batches will have in a plain loop (learned from the last
+loop), and checked afterwards: random states that do not join, buffers or attributes that pass from one micro-batch to
+the next, gradients in another order. If a check fails the step is put back and run as a plain loop, which is right
+by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from openwafer.pytorch import random_state
+from openwafer.pytorch.engine import Engine, Inexact
+from openwafer.pytorch.schedule import Baton, run_together
+
+GUESSES = 3
+
+
+class Accumulator:
+    """Runs micro-batches over one engine.
+
+    Attributes:
+        plain_order: why micro-batches run one after another; None: they run together.
+        notes: what a person should read once.
+    """
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self.plain_order: str | None = None
+        self.notes: list[str] = []
+        self._draws: list[int] | None = None
+        self._draws_failed = 0
+        self._attributes_checked = False
+
+    def run(self, count: int, task: Callable[[int], torch.Tensor]) -> list[torch.Tensor]:
+        """Run `task`, forward and backward of a micro-batch, for each; returns the losses."""
+        losses: list[torch.Tensor] = []
+
+        def run(index: int) -> None:
+            self.engine.local.index = index
+            losses.append(task(index))
+
+        if count == 1 or self.plain_order is not None or not self._together(count, run, losses):
+            self._in_turn(count, run)
+        return losses
+
+    def _in_turn(self, count: int, run: Callable[[int], None]) -> None:
+        """The plain loop over micro-batches; learns how much randomness each one takes."""
+        states = [torch.get_rng_state()]
+        for index in range(count):
+            run(index)
+            self.engine.rest()
+            states.append(torch.get_rng_state())
+        if count > 1 and self.plain_order is None and not torch.equal(states[0], states[-1]):
+            draws = [random_state.distance(a, b) for a, b in zip(states, states[1:], strict=False)]
+            known = [d for d in draws if d is not None]
+            self._draws = known if len(known) == count else None
+
+    def _together(self, count: int, run: Callable[[int], None], losses: list[torch.Tensor]) -> bool:
+        """All micro-batches, layer by layer; False, with everything put back, if that differs from the plain loop."""
+        engine = self.engine
+        if any(page.grads.present for page in self.engine.streamer.pages if page.pending is None):
+            return False
+        first = torch.get_rng_state()
+        starts = [first]
+        for draws in (self._draws or [0] * count)[: count - 1]:
+            starts.append(random_state.advance(starts[-1], draws))
+        if len(starts) != count:
+            starts = [first] * count
+        attributes = None if self._attributes_checked else self._attributes()
+        engine.start_log()
+        baton = Baton(starts)
+        engine.baton = baton
+        failed: str | None = None
+        try:
+            run_together(baton, [lambda index=index: run(index) for index in range(count)])
+            ends = baton.random_states
+            if any(not torch.equal(end, start) for end, start in zip(ends, starts[1:], strict=False)):
+                failed = "random"
+            elif attributes is not None and attributes != self._attributes():
+                failed = "a module keeps something from one call to the next"
+            else:
+                failed = engine.shared_state()
+        except Inexact as inexact:
+            failed = inexact.reason
+        finally:
+            engine.baton = None
+        if failed is None:
+            engine.rest()
+            self._attributes_checked = True
+            torch.set_rng_state(baton.random_states[-1])
+            return True
+        losses.clear()
+        engine.undo_log()
+        engine.rest()
+        engine.forget_gradients()
+        torch.set_rng_state(first)
+        if failed == "random":
+            self._draws_failed += 1
+            if self._draws_failed < GUESSES:
+                return False
+            failed = "the randomness of a micro-batch depends on its data"
+        self.plain_order = failed
+        self.notes.append(f"micro-batches run one after another, as in a plain loop, because {failed}")
+        return False
+
+    def _attributes(self) -> dict[int, dict[str, int]]:
+        """What every module holds, by identity, to see whether a forward leaves something behind."""
+        skip = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_backward_hooks", "_openwafer")
+        return {
+            id(module): {k: id(v) for k, v in vars(module).items() if k not in skip}
+            for module in self.engine.model.modules()
+        }

@@ -1,0 +1,107 @@
+"""Lays a model out in pages and moves its parameters there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from openwafer.base.errors import ConfigError, RefusedError
+from openwafer.pytorch.construct import nursery_of
+from openwafer.pytorch.engine import Engine
+from openwafer.pytorch.partition import PageParams, Partition
+from openwafer.streaming.files import Buffer
+from openwafer.streaming.page import PageSpec, layout_page
+from openwafer.streaming.store import Store
+from openwafer.streaming.streamer import Streamer
+from openwafer.streaming.update import OptimizerSpec, state_layout
+
+
+def groups_of(model: nn.Module, cut: Partition, optimizer: torch.optim.Optimizer | None) -> dict[int, int]:
+    """The optimizer group of each parameter; parameters it does not have are not trained."""
+    trainable = {id(p): name for page in cut.pages if page.trainable for name, p in page.params}
+    if optimizer is None:
+        return {}
+    groups = {id(p): n for n, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    unknown = [key for key in groups if key not in {id(p) for p in model.parameters()}]
+    if unknown:
+        raise ConfigError(
+            f"{len(unknown)} parameters of the optimizer are not the model's: make it from this model's "
+            "parameters(), after every change to the model"
+        )
+    missing = [name for key, name in trainable.items() if key not in groups]
+    if missing:
+        raise ConfigError(
+            f"{len(missing)} parameters require gradients but are not in the optimizer, e.g. {missing[0]!r}: "
+            "add them, or set requires_grad_(False)"
+        )
+    return groups
+
+
+def page_spec(
+    number: int,
+    page: PageParams,
+    groups: dict[int, int],
+    optimizer: torch.optim.Optimizer | None,
+    spec: OptimizerSpec | None,
+) -> PageSpec:
+    """The layout of one page with the state its optimizer keeps."""
+    params = []
+    for name, param in page.params:
+        group = groups.get(id(param), 0)
+        state: Sequence[Any] = ()
+        if page.trainable and spec is not None and optimizer is not None:
+            state = state_layout(spec, optimizer.param_groups[group], param.shape)
+        params.append((name, tuple(param.shape), group, state))
+    names = {tuple(t.name for t in state) for _, _, _, state in params}
+    elementwise = spec is None or spec.elementwise
+    if elementwise and len(names) > 1:
+        raise RefusedError(f"page {page.name!r} mixes optimizer groups with different state: {sorted(names)}")
+    trainable = page.trainable and spec is not None
+    return layout_page(number, page.name, page.params[0][1].dtype, trainable, params, elementwise)
+
+
+def fill(cut: Partition, store: Store, streamer: Streamer, engine: Engine, resumed: bool) -> None:
+    """Move the parameters into their pages; their own memory is given back."""
+    nurseries = {id(n): n for page in cut.pages for _, p in page.params if (n := nursery_of(p)) is not None}
+    for number, (page, runtime) in enumerate(zip(cut.pages, streamer.pages, strict=True)):
+        spec = runtime.spec
+        if not resumed:
+            slab = Buffer(spec.param_bytes)
+            flat = slab.view(spec.dtype, 0, spec.numel)
+            for (_, param), where in zip(page.params, spec.params, strict=True):
+                source = nursery_of(param)
+                values = param.data if source is None else source.load(param)
+                flat[where.offset : where.offset + where.numel].copy_(values.reshape(-1))
+                param.data = engine.poison(param)
+                if source is not None:
+                    source.release(param)
+        else:
+            slab = None
+            for _, param in page.params:
+                param.data = engine.poison(param)
+        if runtime.stored is None:
+            assert slab is not None
+            runtime.slab, runtime.valid = slab, True
+            engine.bind(number, runtime.param_views())
+            runtime.state = [Buffer(region.num_bytes) for region in spec.regions[1:]]
+        elif not resumed:
+            assert slab is not None
+            _write_first(store, number, slab)
+    for nursery in nurseries.values():
+        nursery.clear()
+
+
+def _write_first(store: Store, number: int, slab: Buffer) -> None:
+    """The first contents of a page: its parameters, and state of zeros that need not be written."""
+    stored = store.pages[number]
+    spec = stored.spec
+    futures = []
+    for chunk in range(spec.regions[0].num_chunks):
+        start, stop = spec.regions[0].chunk_range(chunk)
+        futures.append(store.write(stored.source, spec, 0, chunk, slab.bytes[start:stop]))
+    for future in futures:
+        store.io.wait(future, f"writing {spec.name}")
+    store.zero_state(stored)
