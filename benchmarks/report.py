@@ -44,12 +44,18 @@ def save(folder: Path, name: str, title: str, facts: dict[str, Any], data: Any, 
     folder.mkdir(parents=True, exist_ok=True)
     document = {"title": title, "provenance": facts, "data": data}
     (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    machine_line = (
-        f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_bytes'] / GIB:.1f} GiB, "
-        f"torch {facts['torch']} ({facts['torch_threads']} threads), Python {facts['python']}, commit {facts['commit']}"
-    )
-    head = [f"# {title}", f"`{facts['command']}`, {facts['date']}.  \n{machine_line}."]
+    head = [f"# {title}", _made(facts)]
     (folder / f"{name}.md").write_text("\n\n".join([*head, *sections]) + "\n", encoding="utf-8")
+
+
+def save_text(path: Path, command: Sequence[str], printed: str) -> None:
+    """Keep what a script that only prints has printed."""
+    script = os.path.relpath(command[0], Path(__file__).parents[1])
+    facts = {**provenance(), "command": shlex.join(["python", script, *command[1:]])}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"# {path.stem}\n\n{_made(facts)}\n\n```\n{printed.strip()}\n```\n", encoding="utf-8")
+    document = {"title": path.stem, "provenance": facts, "data": printed.splitlines()}
+    path.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -78,6 +84,16 @@ def median(values: Iterable[float]) -> float:
 def timed(outcome: dict[str, Any]) -> list[dict[str, Any]]:
     """The timed steps of an outcome, none if it failed."""
     return [step for step in outcome.get("steps", []) if step["timed"]]
+
+
+def _made(facts: dict[str, Any]) -> str:
+    """How a result was made, in two lines of Markdown."""
+    parts = [
+        f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_bytes'] / GIB:.1f} GiB",
+        f"torch {facts['torch']} ({facts['torch_threads']} threads), Python {facts['python']}",
+        f"commit {facts['commit']}",
+    ]
+    return f"`{facts['command']}`, {facts['date']}.  \n{', '.join(parts)}."
 
 
 def _cpu_model() -> str:

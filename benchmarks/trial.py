@@ -168,10 +168,12 @@ def run_steps(
             "cpu_s": spent.user + spent.system - cpu.user - cpu.system,
             "system_s": spent.system - cpu.system,
             "peak_bytes": machine.peak_rss_bytes(),
+            "swapped_bytes": _swapped_bytes(),
             "kernel_read_bytes": moved[0] - disk[0],
             "kernel_write_bytes": moved[1] - disk[1],
         }
         rows.append(row)
+        _answer({"steps": rows, "peak_bytes": row["peak_bytes"], "error": "ended early"})
         note = f"    step {index + 1}: {seconds:.2f} s, loss {row['loss']:.4f}, peak {row['peak_bytes'] / GIB:.2f} GiB"
         print(note, file=sys.stderr, flush=True)
         after()
@@ -193,8 +195,21 @@ def child(modes: Mapping[str, Callable[[Trial], dict[str, Any]]]) -> None:
     except Exception as error:  # noqa: BLE001  # told to the parent, which decides
         traceback.print_exc()
         outcome = {"error": f"{type(error).__name__}: {error}"}
-    Path(sys.argv[2]).write_text(json.dumps(outcome), encoding="utf-8")
+    _answer(outcome)
     sys.exit(1 if "error" in outcome else 0)
+
+
+def _answer(outcome: Mapping[str, Any]) -> None:
+    Path(sys.argv[2]).write_text(json.dumps(outcome), encoding="utf-8")
+
+
+def _swapped_bytes() -> int:
+    """Memory of this process that is in swap now. Source: /proc/self/status, proc(5)."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSwap:")), 0)
 
 
 def _checkpoint(block: torch.nn.Module) -> None:
@@ -250,11 +265,9 @@ def run(
         finally:
             process.kill()
             process.wait()
-        if answer.exists():
-            outcome = json.loads(answer.read_text(encoding="utf-8"))
-        else:
-            reason = f"no end after {timeout_s:.0f} s" if code is None else f"exit status {code}"
-            outcome = {"error": reason}
+        outcome = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {"error": "ended early"}
+        if outcome.get("error") == "ended early":
+            outcome["error"] = f"no end after {timeout_s:.0f} s" if code is None else f"exit status {code}"
     if "error" in outcome:
         print(f"    failed: {outcome['error']}", flush=True)
     return {"trial": dataclasses.asdict(trial), "load": load, **outcome}

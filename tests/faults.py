@@ -295,13 +295,14 @@ class FaultyFiles(FileLayer):
 
 def leaks(folder: Path) -> list[str]:
     """Open files under a folder, and threads of ours: what a closed store must not leave."""
-    found = [thread.name for thread in threading.enumerate() if thread.name.startswith("openwafer")]
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("openwafer")]
+    found = [f"{thread.name} ({thread.ident})" for thread in threads]
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             target = os.readlink(f"/proc/self/fd/{fd}")
             if target.startswith(f"{folder}/"):
-                found.append(target)
-    return found
+                found.append(f"{target} ({fd})")
+    return sorted(found)
 
 
 def flip_on_disk(path: Path, offset: int) -> None:

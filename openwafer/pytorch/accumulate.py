@@ -14,6 +14,7 @@ import torch
 
 from openwafer.pytorch import random_state
 from openwafer.pytorch.engine import Engine, Inexact
+from openwafer.pytorch.random_state import RandomState
 from openwafer.pytorch.schedule import Baton, run_together
 
 GUESSES = 3
@@ -33,7 +34,6 @@ class Accumulator:
         self.notes: list[str] = []
         self._draws: list[int] | None = None
         self._draws_failed = 0
-        self._attributes_checked = False
 
     def run(self, count: int, task: Callable[[int], torch.Tensor]) -> list[torch.Tensor]:
         """Run `task`, forward and backward of a micro-batch, for each; returns the losses."""
@@ -64,40 +64,39 @@ class Accumulator:
         engine = self.engine
         if any(page.grads.present for page in self.engine.streamer.pages if page.pending is None):
             return False
-        first = torch.get_rng_state()
-        starts = [first]
+        random = RandomState()
+        starts = [random.torch]
         for draws in (self._draws or [0] * count)[: count - 1]:
             starts.append(random_state.advance(starts[-1], draws))
         if len(starts) != count:
-            starts = [first] * count
-        attributes = None if self._attributes_checked else self._attributes()
-        engine.start_log()
+            starts = [random.torch] * count
         baton = Baton(starts)
-        engine.baton = baton
         failed: str | None = None
+
+        def task(index: int) -> None:
+            run(index)
+            engine.account()
+
         try:
-            run_together(baton, [lambda index=index: run(index) for index in range(count)])
-            ends = baton.random_states
-            if any(not torch.equal(end, start) for end, start in zip(ends, starts[1:], strict=False)):
+            with engine.taking_turns(baton):
+                run_together(baton, [lambda index=index: task(index) for index in range(count)])
+            engine.require_unchanged()
+            if any(not torch.equal(end, start) for end, start in zip(baton.random_states, starts[1:], strict=False)):
                 failed = "random"
-            elif attributes is not None and attributes != self._attributes():
-                failed = "a module keeps something from one call to the next"
-            else:
-                failed = engine.shared_state()
+            elif not random.others_are_now():
+                failed = "random numbers of Python or numpy are drawn"
         except Inexact as inexact:
             failed = inexact.reason
-        finally:
-            engine.baton = None
         if failed is None:
             engine.rest()
-            self._attributes_checked = True
+            engine.turns_ended(exact=True)
             torch.set_rng_state(baton.random_states[-1])
             return True
         losses.clear()
-        engine.undo_log()
         engine.rest()
         engine.forget_gradients()
-        torch.set_rng_state(first)
+        engine.turns_ended(exact=False)
+        random.restore()
         if failed == "random":
             self._draws_failed += 1
             if self._draws_failed < GUESSES:
@@ -106,11 +105,3 @@ class Accumulator:
         self.plain_order = failed
         self.notes.append(f"micro-batches run one after another, as in a plain loop, because {failed}")
         return False
-
-    def _attributes(self) -> dict[int, dict[str, int]]:
-        """What every module holds, by identity, to see whether a forward leaves something behind."""
-        skip = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_backward_hooks", "_openwafer")
-        return {
-            id(module): {k: id(v) for k, v in vars(module).items() if k not in skip}
-            for module in self.engine.model.modules()
-        }

@@ -74,6 +74,11 @@ def fill(cut: Partition, store: Store, streamer: Streamer, engine: Engine, resum
             for (_, param), where in zip(page.params, spec.params, strict=True):
                 source = nursery_of(param)
                 values = param.data if source is None else source.load(param)
+                if values.untyped_storage().nbytes() < values.numel() * values.element_size():
+                    raise ConfigError(
+                        f"{where.name} is empty: a job that was closed has taken the model's parameters along. Build the "
+                        "model anew, or compile it with the store of that job to go on from there"
+                    )
                 flat[where.offset : where.offset + where.numel].copy_(values.reshape(-1))
                 param.data = engine.poison(param)
                 if source is not None:

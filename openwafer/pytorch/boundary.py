@@ -33,13 +33,15 @@ def json_copy(extra: Mapping[str, Any]) -> dict[str, Any]:
 def like(now: Any, saved: Any) -> Any:
     """A value that went through JSON, of the type it has in a new optimizer or scheduler."""
     if isinstance(now, torch.Tensor) and isinstance(saved, (bool, int, float)):
-        return torch.fulllike(now, saved)
+        return torch.full_like(now, saved)
     if isinstance(now, Mapping) and isinstance(saved, dict):
         keys = {str(key): key for key in now}
         items = {keys.get(key, key): like(now.get(keys.get(key, key)), value) for key, value in saved.items()}
         return type(now)(items)  # type: ignore[call-arg]
-    if isinstance(now, tuple) and isinstance(saved, list):
-        return tuple(saved)
+    if isinstance(now, (list, tuple)) and isinstance(saved, list):
+        if len(now) == len(saved):
+            saved = [like(a, b) for a, b in zip(now, saved, strict=True)]
+        return type(now)(saved)
     return saved
 
 

@@ -92,6 +92,7 @@ class Engine:
         self.trace: list[tuple[int, ...]] = []
         self.kept_bytes: dict[str, int] = {}
         self.updates = 0
+        self.stale_gradients = False
         self.turns_watched = 0
         self.share_casts = False
         self.side = SideState(model, frozenset(self.page_of))
@@ -175,6 +176,11 @@ class Engine:
         page, _ = self.page_of[id(param)]
 
         def before(_: torch.Tensor) -> None:
+            if self.stale_gradients:
+                raise RefusedError(
+                    "the optimizer has stepped and zero_grad() was not called since: plain PyTorch would add the new "
+                    "gradients to those of the last step, which are gone. Call optimizer.zero_grad() in every step"
+                )
             self._put_gradients_back(page)
 
         def after(param: torch.Tensor) -> None:
@@ -342,6 +348,7 @@ class Engine:
         for page in list(self._arrived):
             self._stash(page)
         self._arrived.clear()
+        self.local.casts = None
         self._clear_casts()
 
     def require_same_step(self, updates: int) -> None:
@@ -422,6 +429,10 @@ class Engine:
     def _root(self, call: Callable, args: tuple, kwargs: dict) -> Any:
         if self.recorder is not None or self.local.inside:
             return call(*args, **kwargs)
+        if torch._C._current_graph_task_id() != -1:
+            # torch.utils.checkpoint calls layers in the backward, with hooks of its own for what they save.
+            with self.inside(None):
+                return call(*args, **kwargs)
         training = torch.is_grad_enabled()
         if self.baton is not None:
             return self._run_root(call, args, kwargs)
@@ -444,13 +455,17 @@ class Engine:
         if not unsure:
             with self.side.forward():
                 return self._run_root(call, args, kwargs)
-        before, random = self.side.snapshot(), RandomState()
+        before, random, first = self.side.snapshot(), RandomState(), self.local.casts is None
         self.start_log()
         try:
             with self.side.forward():
                 return self._run_root(call, args, kwargs)
-        except Inexact:
-            assert self.share_casts
+        except Inexact as inexact:
+            if not first:
+                raise RefusedError(
+                    "several calls of the model in one autocast region share the casts of its parameters: give each "
+                    "call a region of its own, or use torch.autocast(..., cache_enabled=False)"
+                ) from inexact
             self.undo_log()
             before.restore()
             random.restore()
@@ -472,12 +487,8 @@ class Engine:
                     return call(*args, **kwargs)
         finally:
             self.local.inside = False
-            if self._open_region():
+            if not torch.is_autocast_enabled(self.device_type):  # the region of the casts has ended
                 self.local.casts = None
-
-    def _open_region(self) -> bool:
-        """Whether the autocast region of this forward has ended with it."""
-        return not torch.is_autocast_enabled(self.device_type)
 
     def cast(self, param: nn.Parameter) -> None:
         """A parameter is used by an operation for which autocast may cast it.
@@ -541,27 +552,26 @@ class Engine:
     def _visit_with_grad(self, layer: Layer, call: Callable, args: tuple, kwargs: dict) -> Any:
         number = self.number[id(layer)]
         before = self._buffers_before(number)
-        if number in self.keep:
-            keeping = KeepingVisit(self, layer)
-            with saved_tensors_hooks(keeping.pack, keeping.unpack):
+        visit = (KeepingVisit if number in self.keep else RecomputingVisit)(self, layer, call, args, kwargs)
+        try:
+            with saved_tensors_hooks(visit.pack, visit.unpack):
                 result = call(*args, **kwargs)
-            self._buffers_changed(before)
-            return result
-        visit = RecomputingVisit(self, layer, call, args, kwargs)
-        with saved_tensors_hooks(visit.pack, visit.unpack):
-            result = call(*args, **kwargs)
-        visit.left(before, self._buffers_changed(before))
+        finally:
+            changed = self._buffers_changed(before)
+        visit.left(before, changed)
         return result
 
     @contextmanager
-    def inside(self, layer: Layer) -> Iterator[None]:
-        """While a layer is run again."""
-        outer, self.local.visiting = self.local.visiting, layer
+    def inside(self, layer: Layer | None) -> Iterator[None]:
+        """While a layer, or code between layers, is run again."""
+        local = self.local
+        before = local.inside, local.visiting, local.casts
+        local.inside, local.visiting, local.casts = True, layer, None
         try:
             with Faults(self):
                 yield
         finally:
-            self.local.visiting = outer
+            local.inside, local.visiting, local.casts = before
 
     # --- buffers ----------------------------------------------------------------------------------------------------
 
@@ -621,6 +631,7 @@ class Engine:
             )
         self.rest()
         self.forget_gradients()
+        self.stale_gradients = False
         for _, param in self.cut.left:
             param.grad = None
 
@@ -641,7 +652,7 @@ class Engine:
         """Put back the buffers that have changed since `start_log`."""
         with torch.no_grad():
             for key, value in (self._buffer_log or {}).items():
-                self._buffers[key].copy_(value)
+                self._buffers[key].data.copy_(value)
         self._buffer_log = None
 
     @contextmanager

@@ -6,6 +6,7 @@ each page is updated on its way in before its next use. A job says nothing about
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 from openwafer.base import machine
-from openwafer.base.errors import ConfigError, RefusedError, StoreCorrupt
+from openwafer.base.errors import ConfigError, RefusedError, StoreCorrupt, StoreError
 from openwafer.base.events import StepRecord
 from openwafer.base.units import parse_bytes
 from openwafer.pytorch import batch as batches
@@ -30,6 +31,7 @@ from openwafer.pytorch.assembly import fill, groups_of, page_spec
 from openwafer.pytorch.boundary import Boundary, capture_buffers, json_copy, like, plain, put_buffers
 from openwafer.pytorch.construct import nursery_of
 from openwafer.pytorch.engine import Engine
+from openwafer.pytorch.export import save_tensors
 from openwafer.pytorch.forecast import Forecast
 from openwafer.pytorch.memory import MemoryPlan
 from openwafer.pytorch.partition import Partition, Selector, partition
@@ -166,6 +168,7 @@ class Job:
         self._loss = loss
         self._cut = cut
         self._last_loss: float = math.nan
+        self._torn = False
         self._applied: MemoryPlan | None = None
         groups = groups_of(model, cut, optimizer)
         self._spec = None if optimizer is None else OptimizerSpec.of(optimizer, moments=moments)
@@ -261,7 +264,8 @@ class Job:
         heap.reuse()
         self.engine.growth_bytes = self.planner.growth_bytes()
         self.engine.heap.limit_bytes = self.memory_bytes - heap.MARGIN_BYTES
-        self._streamer.configure(plan.pool_bytes, plan.grad_bytes, plan.resident)
+        if self.store.path is not None:
+            self._streamer.configure(plan.pool_bytes, plan.grad_bytes, plan.resident)
 
     def _take_over(self, optimizer: torch.optim.Optimizer) -> None:
         """The user's optimizer goes on holding the hyperparameters; stepping it steps the job."""
@@ -273,10 +277,10 @@ class Job:
                     "optimizer.step(closure) evaluates the model inside the step: call step() without one"
                 )
             job.update()
+            job.engine.stale_gradients = True
 
         def zero_grad(set_to_none: bool = True) -> None:
-            del set_to_none
-            job.zero_grad()
+            job.zero_grad(set_to_none)
 
         step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # schedulers look for it
         optimizer.step = step  # type: ignore[method-assign, assignment]
@@ -308,6 +312,8 @@ class Job:
         put_buffers(self._buffer_tensors(), self.store.read_buffers())
 
     def _load_state(self, state: dict[str, Any]) -> None:
+        if type(state["step"]) is not int or not isinstance(state["extra"], dict):
+            raise TypeError("its step is no number or its extra no table")
         self.step_count = self.durable_step = state["step"]
         self.extra = state["extra"]
         self._accumulator.plain_order = state["plain_order"]
@@ -319,7 +325,7 @@ class Job:
             now = vars(self.scheduler)
             self.scheduler.load_state_dict({k: like(now.get(k), v) for k, v in state["scheduler"].items()})
         for page, steps in zip(self._streamer.pages, state["steps"], strict=True):
-            page.steps = list(steps)
+            page.steps = [int(step) for step, _ in zip(steps, page.steps, strict=True)]
 
     def _buffer_tensors(self) -> list[torch.Tensor]:
         left = [tensor for _, tensor in self._cut.left]
@@ -459,22 +465,29 @@ class Job:
         norms = self._norms_in_order()
         norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
         finite = bool(torch.isfinite(norm)) or self._all_finite()
+        self._torn = True
         self.step_count += 1
         if finite and norms:
             coef = None
             if self.clip_norm is not None:
                 coef = torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0)
             hyper = tuple(snapshot(group) for group in self.optimizer.param_groups)
-            streamer.issue(Ticket(hyper, coef, self.step_count % self.commit_every == 0))
+            try:
+                streamer.issue(Ticket(hyper, coef, self.step_count % self.commit_every == 0))
+            except StoreError:
+                self._torn = False  # the streamer has stopped, commits nothing, and goes on saying why
+                raise
         elif not finite:
             self.engine.forget_gradients()
             self.notes.append(f"step {self.step_count} skipped: the gradient holds NaN or Inf; no state was touched")
         self.engine.norms.clear()
+        self.engine.updates += 1
         if self.scheduler is not None:
             self.scheduler.step()
         self._boundary = self._capture()
         if self.store.path is not None and self.step_count % self.commit_every == 0:
             self._order_commit(self._boundary)
+        self._torn = False
         self.engine.close_cycle()
         return float(norm), not finite
 
@@ -488,10 +501,9 @@ class Job:
         """Whether the gradients are finite although their norm is not (it may overflow)."""
         return all(bool(torch.isfinite(grad).all()) for _, grad in self.gradients())
 
-    def zero_grad(self) -> None:
+    def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients that no update has used yet."""
-        self.engine.rest()
-        self.engine.forget_gradients()
+        self.engine.zero_grad(set_to_none)
 
     # --- looking in -------------------------------------------------------------------------------------------------
 
@@ -559,6 +571,23 @@ class Job:
         self.engine.rest()
         self._streamer.flush()
 
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the model's parameters and buffers as safetensors into a new folder, a page at a time.
+
+        Raises:
+            ConfigError: the folder exists.
+            StoreFull, StoreIOError: the file system does not take it.
+        """
+        self._settle()
+        path = Path(folder)
+        buffers = ((name, buffer) for name, buffer in self.model.named_buffers() if name in self._persistent())
+        save_tensors(itertools.chain(self.named_parameters(), buffers), path)
+        return path
+
+    def _persistent(self) -> set[str]:
+        """Names in the state dict."""
+        return set(self.model.state_dict(keep_vars=True))
+
     # --- durability -------------------------------------------------------------------------------------------------
 
     def commit(self, extra: Mapping[str, Any] | None = None) -> None:
@@ -566,7 +595,11 @@ class Job:
 
         Args:
             extra: JSON kept with the state and found in `job.extra` on resuming.
+
+        Raises:
+            StoreError: the last update was interrupted half-way: only the commit before it is whole.
         """
+        self._require_open()
         if extra is not None:
             self.extra = dict(extra)
         self._settle()
@@ -590,12 +623,20 @@ class Job:
         return self.store.snapshot(name)
 
     def close(self) -> None:
-        """Commit what is ordered, stop streaming, give the memory back. The model is empty afterwards."""
+        """Commit what is ordered, stop streaming, give the memory back.
+
+        With a store on disk the model is empty afterwards; without one it keeps its parameters.
+
+        After an interruption in the middle of a step this is the state before that step; after one in the middle of
+        its update, that of the last commit.
+        """
         if self.closed:
             return
         try:
-            if self.store.path is not None:
+            if self.store.path is not None and not self._torn:
                 self.commit()
+            elif not self._torn:
+                self._settle()  # the model keeps its parameters, with every update ordered so far
         finally:
             self.closed = True
             self.engine.detach()
@@ -622,5 +663,10 @@ class Job:
     def _require_open(self) -> None:
         if self.closed:
             raise ConfigError("this job is closed: compile the model again to go on")
+        if self._torn:
+            raise StoreError(
+                f"the update of step {self.step_count} was interrupted half-way. Close the job and compile the model "
+                f"again to go on from step {self.durable_step}"
+            )
 
     closed = True

@@ -28,7 +28,8 @@ class MemoryPlan:
 
     Attributes:
         base_bytes: the process as it is without pages and activations.
-        activation_bytes: most that activations and the work on them take at any moment.
+        pool_bytes: parameters in use and on their way; grad_bytes: gradients that may wait for their update in memory.
+        working_bytes: most that activations and gradients take together at any moment.
         read_bytes, write_bytes: disk traffic of a step.
     """
 
@@ -36,8 +37,7 @@ class MemoryPlan:
     ring_bytes: int
     pool_bytes: int
     grad_bytes: int
-    grad_slack_bytes: int
-    activation_bytes: int
+    working_bytes: int
     keep: frozenset[int]
     resident: frozenset[int]
     resident_bytes: int
@@ -47,46 +47,8 @@ class MemoryPlan:
     @property
     def peak_bytes(self) -> int:
         """Predicted peak resident set of the process."""
-        counted = (
-            self.base_bytes
-            + self.ring_bytes
-            + self.pool_bytes
-            + self.grad_bytes
-            + self.grad_slack_bytes
-            + self.activation_bytes
-            + self.resident_bytes
-        )
-        return counted + int(self.activation_bytes * SLACK_SHARE) + SLACK_BYTES
-
-
-def activation_peak(profile: Profile, keep: frozenset[int], micro_batches: int) -> int:
-    """Most that activations take at any moment of a step, when the layers of `keep` keep theirs."""
-    visits = range(len(profile.layers))
-    last = len(profile.layers) - 1
-    held = [profile.saved_bytes[v] if profile.layers[v] in keep else profile.output_bytes[v] for v in visits]
-    saved_before = [0]
-    held_before = [0]
-    for v in visits:
-        saved_before.append(saved_before[-1] + profile.saved_bytes[v])
-        held_before.append(held_before[-1] + held[v])
-    peak = 0
-    forward_visit = backward_visit = -1
-    for segment in profile.segments:
-        if segment.visit >= 0:
-            if segment.backward:
-                backward_visit = segment.visit
-            else:
-                forward_visit = segment.visit
-        if not segment.backward:
-            done = forward_visit if segment.visit >= 0 else forward_visit + 1
-            others = held_before[max(done, 0)] * (micro_batches if done < last else 1)
-            own = segment.peak_bytes - saved_before[max(done, 0)]
-            peak = max(peak, others + own + held_before[max(done, 0)] * (micro_batches - 1) * (done >= last))
-            continue
-        at = backward_visit if backward_visit >= 0 else last
-        own = segment.peak_bytes - saved_before[at]
-        peak = max(peak, own + held_before[at] + held_before[at + 1] * (micro_batches - 1))
-    return peak
+        counted = self.base_bytes + self.ring_bytes + self.pool_bytes + self.working_bytes + self.resident_bytes
+        return counted + int(self.working_bytes * SLACK_SHARE) + SLACK_BYTES
 
 
 @dataclass(frozen=True)
@@ -119,23 +81,79 @@ def least(demand: Demand, keep: frozenset[int] = frozenset()) -> MemoryPlan:
     cycle = [*demand.accesses, *demand.accesses[:1]]
     pairs = [sum(sizes[i] for i in set(a) | set(b)) for a, b in zip(cycle, cycle[1:], strict=False)]
     pool = max(pairs, default=max(sizes, default=0)) + sum(sizes[i] for i in demand.shared)
-    slack = max((spec.param_bytes for spec in demand.specs if spec.trainable), default=0)
-    activation = 0
-    if demand.profile is not None:
+    if demand.profile is not None and demand.profile.layers:
         # The layer at which the forward turns round needs its activations at once: keeping them costs nothing.
-        keep |= {demand.profile.layers[-1]} if demand.profile.layers else set()
-        activation = activation_peak(demand.profile, keep, demand.micro_batches)
-    plan = MemoryPlan(demand.base_bytes, demand.ring_bytes, pool, 0, slack, activation, keep, frozenset(), 0, 0, 0)
+        keep |= {demand.profile.layers[-1]}
+    working = working_peak(demand, keep, 0)
+    plan = MemoryPlan(demand.base_bytes, demand.ring_bytes, pool, 0, working, keep, frozenset(), 0, 0, 0)
     return _with_traffic(demand, plan)
 
 
-def divide(demand: Demand, budget_bytes: int) -> MemoryPlan:
-    """Divide a budget.
+def working_peak(demand: Demand, keep: frozenset[int], grad_bytes: int) -> int:
+    """Most that activations and gradients take together, when the layers of `keep` keep their activations.
+
+    Gradients fill their share while the backward empties the activations, and drain in the next forward.
+    """
+    trainable = [spec for spec in demand.specs if spec.trainable]
+    total = sum(spec.param_bytes for spec in trainable)
+    largest = max((spec.param_bytes for spec in trainable), default=0)
+    profile = demand.profile
+    if profile is None or not profile.layers:
+        return min(total, grad_bytes) + largest
+    others = demand.micro_batches - 1
+    last = len(profile.layers) - 1
+    saved_before, held_before = [0], [0]
+    for visit, layer in enumerate(profile.layers):
+        saved = profile.saved_bytes[visit]
+        saved_before.append(saved_before[-1] + saved)
+        held_before.append(held_before[-1] + (saved if layer in keep else profile.output_bytes[visit]))
+    waiting = [min(total, grad_bytes)]
+    for access in demand.accesses[: last + 1]:
+        updated = sum(demand.specs[i].param_bytes for i in access if demand.specs[i].trainable)
+        waiting.append(max(0, waiting[-1] - updated))
+    peak = made = leaving = 0
+    forward, backward = 0, last
+    for segment in profile.segments:
+        if not segment.backward:
+            forward = segment.visit if segment.visit >= 0 else min(forward + 1, last)
+            own = segment.peak_bytes - saved_before[forward]
+            held = held_before[forward] * demand.micro_batches
+            peak = max(peak, own + held + waiting[forward])
+            continue
+        backward = segment.visit if segment.visit >= 0 else backward
+        own = segment.peak_bytes - saved_before[backward]
+        carried = max(0, segment.live_bytes - saved_before[backward + 1])
+        held = held_before[backward] + (held_before[backward + 1] + carried) * others
+        new = segment.new_gradient_bytes
+        peak = max(peak, own + held + new + min(made, grad_bytes + leaving))
+        made += new
+        leaving = new or leaving
+    return peak
+
+
+def in_memory(demand: Demand, keep: frozenset[int] = frozenset()) -> MemoryPlan:
+    """The division of a job without a disk: every page, gradient and state stays."""
+    trainable = [spec for spec in demand.specs if spec.trainable]
+    return replace(
+        least(demand, keep),
+        ring_bytes=0,
+        pool_bytes=sum(spec.param_bytes for spec in demand.specs),
+        grad_bytes=sum(spec.param_bytes for spec in trainable),
+        working_bytes=working_peak(demand, keep, sum(spec.param_bytes for spec in trainable)),
+        resident=frozenset(spec.index for spec in trainable),
+        resident_bytes=sum(spec.state_bytes for spec in trainable),
+        read_bytes=0,
+        write_bytes=0,
+    )
+
+
+def divide(demand: Demand, budget_bytes: int, start: MemoryPlan) -> MemoryPlan:
+    """Divide a budget: `start` is what must be; what is left goes where it saves the most time.
 
     Raises:
         BudgetError: the budget is too small; names the smallest that works.
     """
-    plan = least(demand)
+    plan = start
     if plan.peak_bytes > budget_bytes:
         raise BudgetError(
             f"memory={format_bytes(budget_bytes)} is too small: this step needs at least "
@@ -147,15 +165,13 @@ def divide(demand: Demand, budget_bytes: int) -> MemoryPlan:
     while True:
         candidates = []
         if waiting:
-            kept = least(demand, plan.keep | {waiting[0]})
-            candidates.append(replace(plan, keep=kept.keep, activation_bytes=kept.activation_bytes))
+            keep = plan.keep | {waiting[0]}
+            candidates.append(replace(plan, keep=keep, working_bytes=working_peak(demand, keep, plan.grad_bytes)))
         more = _less_traffic(demand, plan)
         if more is not None:
-            candidates.append(more)
-        candidates = [_with_traffic(demand, c) for c in candidates if c.peak_bytes <= budget_bytes]
+            candidates.append(_with_traffic(demand, more))
+        candidates = [c for c in candidates if c.peak_bytes <= budget_bytes]
         if not candidates:
-            if waiting and more is not None and more.peak_bytes <= budget_bytes:
-                continue
             return plan
         better = min(candidates, key=lambda c: (predict_seconds(demand, c), -len(c.keep)))
         if better.keep != plan.keep:
@@ -188,8 +204,7 @@ def describe(plan: MemoryPlan) -> str:
     parts = {
         "the process itself": plan.base_bytes,
         "parameters in use": plan.pool_bytes,
-        "gradients": plan.grad_bytes + plan.grad_slack_bytes,
-        "activations": plan.activation_bytes,
+        "activations and gradients": plan.working_bytes,
         "optimizer state": plan.resident_bytes,
         "buffers for the disk": plan.ring_bytes,
     }
@@ -205,7 +220,8 @@ def _less_traffic(demand: Demand, plan: MemoryPlan) -> MemoryPlan | None:
     trainable = [spec for spec in demand.specs if spec.trainable]
     step = max((spec.param_bytes for spec in trainable), default=0)
     if plan.grad_bytes < sum(spec.param_bytes for spec in trainable):
-        return replace(plan, grad_bytes=plan.grad_bytes + step)
+        grad_bytes = plan.grad_bytes + step
+        return replace(plan, grad_bytes=grad_bytes, working_bytes=working_peak(demand, plan.keep, grad_bytes))
     if plan.pool_bytes < sum(spec.param_bytes for spec in demand.specs):
         return replace(plan, pool_bytes=plan.pool_bytes + step)
     for spec in trainable:
@@ -220,8 +236,22 @@ def _with_traffic(demand: Demand, plan: MemoryPlan) -> MemoryPlan:
     read = parameter_reads(demand, plan.pool_bytes)
     read += sum(spec.state_bytes for spec in trainable if spec.index not in plan.resident)
     write = sum(spec.param_bytes + spec.state_bytes for spec in trainable)
-    spilled = max(0, sum(spec.param_bytes for spec in trainable) - plan.grad_bytes)
+    spilled = gradient_spills(demand, plan.grad_bytes)
     return replace(plan, read_bytes=read + spilled, write_bytes=write + spilled)
+
+
+def gradient_spills(demand: Demand, grad_bytes: int) -> int:
+    """Bytes of gradients that go to disk and back in a step: whole pages, those made first, until the rest fits."""
+    order: list[int] = []
+    for access in reversed(demand.accesses):  # a page's gradient is final at its last use in the backward
+        order += [i for i in access if demand.specs[i].trainable and i not in order]
+    order.reverse()
+    spilled, waiting = 0, []
+    for index in [*order, *(i for i in demand.shared if i not in order)]:
+        waiting.append(demand.specs[index].param_bytes)
+        while waiting and sum(waiting) > grad_bytes:
+            spilled += waiting.pop(0)
+    return spilled
 
 
 def parameter_reads(demand: Demand, pool_bytes: int) -> int:

@@ -19,7 +19,7 @@ from openwafer.base.errors import BudgetError
 from openwafer.base.units import format_bytes
 from openwafer.pytorch.engine import Engine
 from openwafer.pytorch.forecast import Forecast
-from openwafer.pytorch.memory import Demand, MemoryPlan, compute_seconds, describe, divide, io_seconds, least
+from openwafer.pytorch.memory import Demand, MemoryPlan, compute_seconds, describe, divide, in_memory, io_seconds, least
 from openwafer.pytorch.profile import Profile, profile
 from openwafer.streaming import heap
 from openwafer.streaming.page import CHUNK_ELEMENTS, PageSpec
@@ -93,16 +93,14 @@ class Planner:
             BudgetError: the budget is too small for it; names the smallest that works.
         """
         self._seen = self._signature(parts)
-        if self.budget_bytes is None or self.store.path is None:
+        if self.budget_bytes is None:
             return None
-        measured = profile(self.engine.model, parts[0], self._run, self.engine.number, self.engine.record)
-        if isinstance(measured, str):
-            self.note = f"activations could not be predicted ({measured}): half of the budget is left for them"
-            demand = self._demand(base_bytes + self.budget_bytes // 2, None, len(parts))
-        else:
-            demand = self._demand(base_bytes, measured, len(parts))
+        measured = self._profile(parts)
+        set_aside = 0 if measured is not None else self.budget_bytes // 2
+        demand = self._demand(base_bytes + set_aside, measured, len(parts))
+        start = in_memory(demand) if self.store.path is None else least(demand)
         self.demand = demand
-        self.plan = divide(demand, self.budget_bytes)
+        self.plan = divide(demand, self.budget_bytes, start)
         return self.plan
 
     def forecast(self, parts: Sequence[Any], base_bytes: int) -> Forecast:
@@ -115,7 +113,7 @@ class Planner:
             self.make_plan(parts, base_bytes)
         demand, plan = self.demand, self.plan
         if demand is None or plan is None:
-            demand, plan = self._in_memory(parts, base_bytes)
+            demand, plan = self._unlimited(parts, base_bytes)
         slots = sum(spec.slot_bytes * (2 if spec.trainable else 1) for spec in self.specs)
         rates = self._rates or probe(self.store.path, torch.float32)
         trained = sum(spec.param_bytes // spec.dtype.itemsize for spec in self.specs if spec.trainable)
@@ -139,23 +137,22 @@ class Planner:
         total = sum(spec.param_bytes for spec in self.specs if spec.trainable)
         return total if plan.grad_bytes < total else 0
 
-    def _in_memory(self, parts: Sequence[Any], base_bytes: int) -> tuple[Demand, MemoryPlan]:
-        """The division when nothing is limited: everything stays, nothing is recomputed."""
-        measured = profile(self.engine.model, parts[0], self._run, self.engine.number, self.engine.record)
-        demand = self._demand(base_bytes, None if isinstance(measured, str) else measured, len(parts))
-        keep = frozenset(range(len(self.engine.cut.layers)))
-        trainable = [spec for spec in self.specs if spec.trainable]
-        plan = replace(
-            least(demand, keep),
-            ring_bytes=0 if self.store.path is None else demand.ring_bytes,
-            pool_bytes=sum(spec.param_bytes for spec in self.specs),
-            grad_bytes=sum(spec.param_bytes for spec in trainable),
-            grad_slack_bytes=0,
-            resident_bytes=0 if self.store.path is not None else sum(spec.state_bytes for spec in trainable),
-            read_bytes=0 if self.store.path is None else sum(spec.state_bytes for spec in trainable),
-            write_bytes=0 if self.store.path is None else sum(s.param_bytes + s.state_bytes for s in trainable),
-        )
+    def _unlimited(self, parts: Sequence[Any], base_bytes: int) -> tuple[Demand, MemoryPlan]:
+        """The division without a budget: everything stays, nothing is recomputed."""
+        demand = self._demand(base_bytes, self._profile(parts), len(parts))
+        plan = in_memory(demand, frozenset(range(len(self.engine.cut.layers))))
+        if self.store.path is not None:
+            state = sum(spec.state_bytes for spec in self.specs if spec.trainable)
+            written = state + sum(spec.param_bytes for spec in self.specs if spec.trainable)
+            plan = replace(plan, ring_bytes=demand.ring_bytes, resident_bytes=0, read_bytes=state, write_bytes=written)
         return demand, plan
+
+    def _profile(self, parts: Sequence[Any]) -> Profile | None:
+        measured = profile(self.engine.model, parts[0], self._run, self.engine.number, self.engine.record)
+        if isinstance(measured, str):
+            self.note = f"activations could not be predicted ({measured}): half of the budget is left for them"
+            return None
+        return measured
 
     def growth_bytes(self) -> dict[str, int]:
         """How much memory each layer's work takes beside what was alive before, by name."""

@@ -7,6 +7,8 @@ torch keeps a Mersenne Twister in the layout of its legacy generator: seed (8 by
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -64,6 +66,41 @@ def _twister(state: torch.Tensor) -> tuple[np.random.MT19937, int]:
     position = _position(state)
     twister.state = {"bit_generator": "MT19937", "state": {"key": _key(state), "pos": position}}
     return twister, position
+
+
+class RandomState:
+    """Where the generators of Python, numpy and torch are now."""
+
+    def __init__(self) -> None:
+        self.torch = torch.get_rng_state()
+        self.python = random.getstate()
+        self.numpy = np.random.get_state()
+
+    def is_now(self) -> bool:
+        """Whether nothing has been drawn since."""
+        return torch.equal(self.torch, torch.get_rng_state()) and self.others_are_now()
+
+    def others_are_now(self) -> bool:
+        """Whether nothing has been drawn since from Python's and numpy's generators."""
+        _, key, *rest = self.numpy
+        _, now_key, *now_rest = np.random.get_state()
+        return self.python == random.getstate() and rest == now_rest and np.array_equal(key, now_key)
+
+    def restore(self) -> None:
+        """Go back there."""
+        torch.set_rng_state(self.torch)
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """Go back there for a while."""
+        later = RandomState()
+        self.restore()
+        try:
+            yield
+        finally:
+            later.restore()
 
 
 def save() -> dict[str, Any]:

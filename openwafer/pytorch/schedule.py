@@ -59,6 +59,11 @@ class Baton:
             self.failure = self.failure or failure
             self._condition.notify_all()
 
+    def wait(self, indices: Sequence[int]) -> None:
+        """Wait until micro-batches have ended. (Thread.join, once interrupted, takes a thread for ended: Python 3.11.)"""
+        with self._condition:
+            self._condition.wait_for(lambda: all(self._done[index] for index in indices))
+
     @property
     def random_states(self) -> list[torch.Tensor]:
         """The random state each micro-batch ended with."""
@@ -105,15 +110,15 @@ def run_together(baton: Baton, tasks: Sequence[Callable[[], None]]) -> None:
             target=context.run, args=(work, index, task), name=f"openwafer-micro-batch-{index}", daemon=True
         )
         threads.append(thread)
-    for thread in threads:
-        thread.start()
     try:
         for thread in threads:
-            thread.join()
+            thread.start()
+        baton.wait(range(len(threads)))
     except BaseException as interruption:
         baton.abandon(interruption)
-        for thread in threads:
-            thread.join()
+        baton.wait([index for index, thread in enumerate(threads) if thread.ident is not None])
         raise
+    for thread in threads:
+        thread.join()
     if baton.failure is not None:
         raise baton.failure

@@ -90,7 +90,8 @@ class Streamer:
         """Memory that pages take now: slabs, buffers, state and gradients."""
         ring = 0 if self._ring is None else self._ring.count * self._chunk_bytes
         state = sum(buffer.num_bytes for page in self.pages for buffer in page.state or ())
-        return self._slab_bytes + ring + state + sum(page.grads.num_bytes for page in self.pages)
+        slabs = self._slab_bytes or sum(page.slab.num_bytes for page in self.pages if page.slab is not None)
+        return slabs + ring + state + sum(page.grads.num_bytes for page in self.pages)
 
     # --- called by the compute thread ---------------------------------------------------------------------------
 

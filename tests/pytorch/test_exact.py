@@ -581,3 +581,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any], dict[str, 
 def test_equals_plain(name: str, setting: dict[str, Any], equal_to_plain: Callable) -> None:
     make_model, make_batch, options = CASES[name]
     equal_to_plain(make_model, make_batch, **setting, **options)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("name", [n for n in CASES if n not in ("recurrent", "parametrized", "shapes")])
+def test_equals_plain_autocast(name: str, count: int, equal_to_plain: Callable) -> None:
+    make_model, make_batch, options = CASES[name]
+    equal_to_plain(make_model, make_batch, precision="bf16", tier="disk", clip=0.5, micro_batches=count, **options)
