@@ -6,7 +6,9 @@ no step is lost but the one in flight, and parameters, moments, buffers, random 
 
 import argparse
 import dataclasses
+import logging
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -17,15 +19,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.crash_campaign import FAULTS, SETUPS, Killer, Outcome, count_operations, inject, simulate
+from tests.crash_campaign import FAULTS, LARGE, SETUPS, Killer, Outcome, count_operations, inject, simulate
 from tests.crash_run import plain
 
 
-def kill(number: int, seed: int, folder: Path) -> Iterator[tuple[str, int, Outcome]]:
-    """SIGKILLs, shared out among the setups."""
-    for index, (name, setup) in enumerate(SETUPS.items()):
-        killer = Killer(dataclasses.replace(setup, steps=24), folder, random.Random(seed + index))
-        share = number // len(SETUPS) + (index < number % len(SETUPS))
+def kill(which: signal.Signals, number: int, seed: int, folder: Path) -> Iterator[tuple[str, int, Outcome]]:
+    """Signals, shared out among the setups."""
+    setups = {name: (dataclasses.replace(setup, steps=24), 0.2) for name, setup in SETUPS.items()}
+    if number >= 100:
+        setups["pages of several chunks"] = (LARGE, 0.4)
+    for index, (name, (setup, life_s)) in enumerate(setups.items()):
+        killer = Killer(setup, folder, random.Random(seed + index), which, life_s)
+        share = number // len(setups) + (index < number % len(setups))
         if share:
             killer.kill(share)
             yield name, killer.runs, killer.outcome
@@ -80,17 +85,21 @@ def main() -> None:
     """Print the tables; any difference raises."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=250, help="SIGKILLs of a process")
+    parser.add_argument("--interrupts", type=int, default=50, help="SIGINTs, after which the job is closed")
     parser.add_argument("--crashes", type=int, default=250, help="runs whose disk layer dies, half of them unflushed")
     parser.add_argument("--faults", type=int, default=40, help="runs for each kind of error or flipped byte")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", help="where to put the stores (default: a temporary folder)")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    logging.getLogger("openwafer").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="openwafer-crash-", dir=args.folder) as temporary:
         folder = Path(temporary) / "store"
         # First, while this process has run no torch operation: it forks the ones that it kills.
         if args.kills:
-            table("SIGKILL at a random instant", lambda: kill(args.kills, args.seed, folder))
+            table("SIGKILL at a random instant", lambda: kill(signal.SIGKILL, args.kills, args.seed, folder))
+        if args.interrupts:
+            table("Ctrl-C at a random instant", lambda: kill(signal.SIGINT, args.interrupts, args.seed, folder))
         if args.crashes:
             table("death at a disk operation, in one process", lambda: simulated(args.crashes, args.seed, folder))
         if args.faults:

@@ -8,10 +8,10 @@ DeepSpeed needs an environment of its own (about 6 minutes, most of it building 
     VENV/bin/pip install torch==2.13.0 numpy setuptools wheel ninja py-cpuinfo
     DS_BUILD_OPS=0 DS_ACCELERATOR=cpu VENV/bin/pip install --no-build-isolation deepspeed==0.19.8
 
-Settings tried with 111M, 256 tokens (2 cores of an AMD EPYC, 2026-11): unpipelined with 5 buffers and subgroups of the
-largest tensor needs the least memory (2.9 GiB; one large subgroup 4.7, pipelined with 16 buffers 5.2); pipelining makes
-the optimizer step a sixth shorter; more I/O threads, larger buckets and parameters kept in memory change nothing
-beyond noise. So two rows: "lean" recomputes blocks and is unpipelined, "fast" does neither.
+Settings tried with 111M, 256 tokens, once each (2 busy cores of an AMD EPYC, 2026-11): unpipelined with 5 buffers and
+subgroups of the largest tensor needs the least memory (2.9 GiB; one large subgroup 4.7, pipelined with 16 buffers 5.2);
+pipelining makes the optimizer step about a sixth shorter; more I/O threads, larger buckets and parameters kept in
+memory change nothing beyond noise. So two rows: "lean" recomputes blocks and is unpipelined, "fast" does neither.
 
 PyTorch in swap is the plain loop while another process locks all memory but the streamed trial's budget: see swap.py.
 """

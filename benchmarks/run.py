@@ -40,15 +40,15 @@ MEASUREMENTS = (
     Measurement(
         "train_speed.py",
         "--size 590m --tokens 2048 8192 --share 0.35 0.65 --rounds 2 --steps 2",
-        "--size 111m --tokens 256 --share 0.5 0.65 --rounds 1 --steps 1",
+        "--size 111m --tokens 256 --share 0.6 0.75 --rounds 1 --steps 1",
     ),
     Measurement(
         "peers.py",
         "--size 590m --tokens 2048 --share 0.35 --rounds 2 --steps 2",
-        "--size 111m --tokens 256 --share 0.5 --rounds 1 --steps 1 --swap-rounds 0",
+        "--size 111m --tokens 256 --share 0.6 --rounds 1 --steps 1 --swap-rounds 0",
     ),
     Measurement("sizes.py", "", "--sizes 111m --tokens 256 --line-size 111m --line-tokens 64 128 --warmup 1"),
-    Measurement("crash.py", "", "--kills 4 --crashes 8 --faults 2", saves=False),
+    Measurement("crash.py", "", "--kills 4 --interrupts 4 --crashes 8 --faults 2", saves=False),
 )
 
 

@@ -60,7 +60,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=512, help="tokens of a step for the line over parameters")
     parser.add_argument("--memory", nargs="*", default=[], metavar="SIZE=BYTES", help='other budgets: "1.3b=4GiB"')
     parser.add_argument("--line-size", default="256m", choices=CEREBRAS_GPT, help="size for the line over tokens")
-    parser.add_argument("--line-tokens", type=int, nargs="*", default=[256, 512, 1024, 2048, 4096])
+    parser.add_argument("--line-tokens", type=int, nargs="*", default=[1024, 2048, 4096, 8192])
     parser.add_argument("--steps", type=int, default=3, help="timed steps")
     parser.add_argument("--warmup", type=int, default=2, help="untimed steps; see trial.py")
     parser.add_argument("--store", help="folder for the stores (default: runs/ of this repository)")
@@ -240,6 +240,7 @@ def plot(outcomes: Sequence[dict[str, Any]], path: Path) -> None:
         axis.set(xlabel=label, ylabel="seconds a step", title=title, xlim=(0, None), ylim=(0, None))
         axis.grid(alpha=0.3)
         if lines:
+            axis.set_ylim(0, 1.3 * max(y for line in lines for _, y in line["points"]))  # room for the legend
             axis.legend(loc="upper left", fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)

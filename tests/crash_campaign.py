@@ -36,7 +36,10 @@ SETUPS = {
     "2 micro-batches": Setup(micro_batches=2),
     "2 micro-batches, commit every 3": Setup(steps=7, commit_every=3, micro_batches=2),
     "roomy": Setup(tight=False),
+    "Adafactor, commit every 2": Setup(commit_every=2, optimizer="Adafactor"),
 }
+# Pages of several chunks: many requests of a page are in flight, and a write takes its time.
+LARGE = Setup(steps=5, commit_every=2, hidden_size=1100, num_blocks=2)
 
 
 class Lost(AssertionError):
@@ -263,12 +266,14 @@ class WatchedFiles(FileLayer):
 class Killer:
     """Kills runs of a setup until it has killed `kills` of them, and checks each that ends.
 
-    This process forks the ones it kills, so it must not have run any torch operation itself.
+    This process forks the ones it kills, so it must not have run any torch operation itself. With SIGINT (Ctrl-C) in
+    place of SIGKILL the run closes its job and ends.
     """
 
     setup: Setup
     folder: Path
     choice: random.Random
+    number: signal.Signals = signal.SIGKILL
     life_s: float = 0.2
     outcome: Outcome = field(default_factory=Outcome)
     runs: int = 0
@@ -296,7 +301,7 @@ class Killer:
                 board.clear()
                 child = self._fork(board, lambda: self._live(board))
                 if left > 0 and not self._let_live(child, board):
-                    os.kill(child, signal.SIGKILL)
+                    os.kill(child, self.number)
                 status = _wait_for(child, self._log)
                 if board["resumed"] >= 0:
                     progress.resume(board["resumed"])
@@ -328,32 +333,50 @@ class Killer:
     def _live(self, board: Board) -> None:
         job = open_job(self.setup, Store(self.folder, files=WatchedFiles(board)))
         board["resumed"] = job.step_count
-        train(job, self.setup, lambda step: board.__setitem__("returned", step))
-        board.digest = digest(bits(job))
-        job.close()
+        try:
+            train(job, self.setup, lambda step: board.__setitem__("returned", step))
+            board.digest = digest(bits(job))
+        finally:
+            job.close()
         board["done"] = 1
 
     def _fork(self, board: Board, live: Callable[[], None]) -> int:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         child = os.fork()
         if child:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
             return child
-        status = 1
+        status = FAILED
         try:
+            signal.alarm(60)  # nothing here may take so long
             with open(self._log, "w") as log:
                 os.dup2(log.fileno(), 2)
                 try:
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
                     live()
+                    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
                     status = 0
-                except BaseException:  # noqa: BLE001  # a forked child must not return into its parent's code
+                except BaseException as error:  # noqa: BLE001  # a forked child must not return into its parent's code
                     traceback.print_exc()
                     sys.stderr.flush()
+                    status = INTERRUPTED if _was_interrupted(error) else FAILED
         finally:
             os._exit(status)
 
 
+FAILED, INTERRUPTED = 1, 3
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether it all began with Ctrl-C. (One that hits torch in a context manager's exit comes out as RuntimeError.)"""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def _wait_for(child: int, log: Path) -> int:
-    """Exit status of a child that ended or was killed by us."""
+    """Exit status of a child that ended, was killed or was interrupted by us."""
     _, status = os.waitpid(child, 0)
-    if status not in (0, signal.SIGKILL):
+    if status not in (0, signal.SIGKILL, INTERRUPTED << 8):
         raise Lost(f"a run ended with status {status}:\n{log.read_text()[-4000:]}")
     return status

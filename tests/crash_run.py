@@ -25,13 +25,19 @@ SAMPLES, FEATURES, CLASSES = 8, 6, 4
 
 @dataclass(frozen=True)
 class Setup:
-    """What is run; `tight` streams pages and spills gradients, and keeps one page's optimizer state in memory."""
+    """What is run.
+
+    Attributes:
+        optimizer: "AdamW", updated in pieces, or "Adafactor", updated whole.
+        tight: pages are streamed and gradients spilled, and one page keeps its optimizer state in memory.
+    """
 
     steps: int = 4
     commit_every: int = 1
     micro_batches: int = 1
     hidden_size: int = 24
     num_blocks: int = 3
+    optimizer: str = "AdamW"
     tight: bool = True
 
 
@@ -66,8 +72,8 @@ def seed_everything() -> None:
     np.random.seed(1)
 
 
-def make_optimizer(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, lr=1e-2, weight_decay=0.1)
+def make_optimizer(params: Iterable[nn.Parameter], kind: str = "AdamW") -> torch.optim.Optimizer:
+    return getattr(torch.optim, kind)(params, lr=1e-2, weight_decay=0.1)
 
 
 def open_job(setup: Setup, store: Store | Path | None, files: FileLayer | None = None) -> Job:
@@ -79,7 +85,7 @@ def open_job(setup: Setup, store: Store | Path | None, files: FileLayer | None =
     try:
         job = ow.compile(
             model,
-            optimizer=make_optimizer,
+            optimizer=lambda params: make_optimizer(params, setup.optimizer),
             store=owner,
             precision="fp32",
             clip_norm=1.0,
@@ -145,7 +151,7 @@ def plain(setup: Setup) -> dict[str, bytes]:
     """The bits of the same run in plain PyTorch, to which nothing happens."""
     seed_everything()
     model = Model(setup)
-    optimizer = make_optimizer(model.parameters())
+    optimizer = make_optimizer(model.parameters(), setup.optimizer)
     for position in range(setup.steps):
         x, y = batch(position)
         for part in zip(x.tensor_split(setup.micro_batches), y.tensor_split(setup.micro_batches), strict=True):

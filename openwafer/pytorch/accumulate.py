@@ -3,7 +3,8 @@
 Together is tried first, from the random states the micro-batches will have in a plain loop (learned from the last
 loop), and checked afterwards: random states that do not join, buffers or attributes that pass from one micro-batch to
 the next, gradients in another order. If a check fails the step is put back and run as a plain loop, which is right
-by construction.
+by construction. Much of what fails the first time (state that is made when it is first needed) does not fail again,
+so this is tried a few times before it is given up.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 
+from openwafer.base.errors import StoreError
 from openwafer.pytorch import random_state
 from openwafer.pytorch.engine import Engine, Inexact
 from openwafer.pytorch.random_state import RandomState
@@ -33,7 +35,8 @@ class Accumulator:
         self.plain_order: str | None = None
         self.notes: list[str] = []
         self._draws: list[int] | None = None
-        self._draws_failed = 0
+        self._failures = 0
+        self._order: list[object] = []
 
     def run(self, count: int, task: Callable[[int], torch.Tensor]) -> list[torch.Tensor]:
         """Run `task`, forward and backward of a micro-batch, for each; returns the losses."""
@@ -70,7 +73,7 @@ class Accumulator:
             starts.append(random_state.advance(starts[-1], draws))
         if len(starts) != count:
             starts = [random.torch] * count
-        baton = Baton(starts)
+        baton = Baton(starts, self._order or engine.expected_order)
         failed: str | None = None
 
         def task(index: int) -> None:
@@ -82,12 +85,18 @@ class Accumulator:
                 run_together(baton, [lambda index=index: task(index) for index in range(count)])
             engine.require_unchanged()
             if any(not torch.equal(end, start) for end, start in zip(baton.random_states, starts[1:], strict=False)):
-                failed = "random"
+                failed = "the randomness of a micro-batch depends on its data"
             elif not random.others_are_now():
                 failed = "random numbers of Python or numpy are drawn"
         except Inexact as inexact:
             failed = inexact.reason
+        except Exception as error:  # if it was not the order's fault, the plain loop raises it again
+            if isinstance(error, StoreError):
+                raise
+            failed = f"one of them failed beside the others ({error!r})"
         if failed is None:
+            self._failures = 0
+            self._order = baton.order
             engine.rest()
             engine.turns_ended(exact=True)
             torch.set_rng_state(baton.random_states[-1])
@@ -97,11 +106,8 @@ class Accumulator:
         engine.forget_gradients()
         engine.turns_ended(exact=False)
         random.restore()
-        if failed == "random":
-            self._draws_failed += 1
-            if self._draws_failed < GUESSES:
-                return False
-            failed = "the randomness of a micro-batch depends on its data"
-        self.plain_order = failed
-        self.notes.append(f"micro-batches run one after another, as in a plain loop, because {failed}")
+        self._failures += 1
+        if self._failures >= GUESSES:
+            self.plain_order = failed
+            self.notes.append(f"micro-batches run one after another, as in a plain loop, because {failed}")
         return False

@@ -31,6 +31,18 @@ def groups_of(model: nn.Module, cut: Partition, optimizer: torch.optim.Optimizer
             f"{len(unknown)} parameters of the optimizer are not the model's: make it from this model's "
             "parameters(), after every change to the model"
         )
+    held = sum(bool(optimizer.state.get(p)) for group in optimizer.param_groups for p in group["params"])
+    if held:
+        raise RefusedError(
+            f"the optimizer has state already, for {held} parameters: it has stepped before, and streaming begins with "
+            "none. Make a new optimizer"
+        )
+    graded = [name for name, param in model.named_parameters() if param.grad is not None]
+    if graded:
+        raise RefusedError(
+            f"{len(graded)} parameters hold a gradient already, e.g. {graded[0]!r}, to which plain PyTorch would add: "
+            "call zero_grad() before compile"
+        )
     missing = [name for key, name in trainable.items() if key not in groups]
     if missing:
         raise ConfigError(
@@ -53,7 +65,7 @@ def page_spec(
         group = groups.get(id(param), 0)
         state: Sequence[Any] = ()
         if page.trainable and spec is not None and optimizer is not None:
-            state = state_layout(spec, optimizer.param_groups[group], param.shape)
+            state = state_layout(spec, optimizer.param_groups[group], param.shape, param.dtype)
         params.append((name, tuple(param.shape), group, state))
     names = {tuple(t.name for t in state) for _, _, _, state in params}
     elementwise = spec is None or spec.elementwise

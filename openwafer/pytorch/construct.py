@@ -38,6 +38,13 @@ class Nursery:
         self._files: dict[int, tuple[Path, torch.Size]] = {}
         self._bytes: dict[int, int] = {}
         self._count = 0
+        self._remove_stale()
+
+    def _remove_stale(self) -> None:
+        """Remove what a process that died while it built a model has left; we hold the lock of the store."""
+        for path in self.folder.glob("*.bin"):
+            if not path.name.startswith(f"{os.getpid()}-"):
+                path.unlink(missing_ok=True)
 
     def register(self, param: nn.Parameter) -> None:
         """A module has registered a parameter."""
@@ -120,7 +127,8 @@ class Nursery:
 
     def _write(self, key: int, param: nn.Parameter) -> None:
         if key not in self._files:
-            self._files[key] = (self.folder / f"{self._count:06d}.bin", param.shape)
+            # A model may be built in several parts, each under an `init` of its own.
+            self._files[key] = (self.folder / f"{os.getpid()}-{id(self)}-{self._count:06d}.bin", param.shape)
             self._count += 1
         path = self._files[key][0]
         try:

@@ -116,7 +116,9 @@ class Engine:
         self._outside: list[int] = []
         self._outside_now: dict[int, torch.Tensor] = {}
         self._before: Snapshot | None = None
+        self._graphs: dict[int, tuple[int, Any]] = {}
         self._cast_epoch = 0
+        self._modules: set[int] = set()
         self._trains: list[tuple[str, nn.Parameter, bool]] = []
         self._combined: dict[tuple[int, ...], Layer] = {}
         self._poison: dict[torch.dtype, torch.Tensor] = {}
@@ -150,6 +152,7 @@ class Engine:
     def _wrap_calls(self) -> None:
         """Borders around the layers; the model itself, and modules that hold layers, may be called from outside."""
         inner = {id(module) for layer in self.cut.layers for module in layer.module.modules()}
+        self._modules = inner | {id(module) for module in self.model.modules()}
         for module in self.model.modules():
             if isinstance(module, FAST_PATHS):
                 self._wrap(module, self._without_faults)
@@ -185,9 +188,9 @@ class Engine:
 
         def after(param: torch.Tensor) -> None:
             if self.baton is not None:
-                if self.local.index < self._last_index.get(page, 0):
+                if self.local.index < self._last_index.get(id(param), 0):
                     raise Inexact(f"micro-batches reach {self.cut.pages[page].name} in another order than in a loop")
-                self._last_index[page] = self.local.index
+                self._last_index[id(param)] = self.local.index
             self._arrived.add(page)
 
         self._handles.append(param.register_hook(before))
@@ -660,18 +663,45 @@ class Engine:
         """While micro-batches take turns: whatever one of them leaves for another to see ends it."""
 
         def assigned(module: nn.Module, name: str) -> None:
-            raise Inexact(f"{type(module).__name__} keeps {name!r} from one call to another")
+            if id(module) in self._modules:
+                raise Inexact(f"{type(module).__name__} keeps {name!r} from one call to another")
 
         self.start_log()
         self._before = self.side.snapshot()
         self.side.on_change = assigned
         self.baton = baton
+        self._last_index = {}
+        self._graphs = {}
         try:
             with self.side.assignments():
                 yield
         finally:
             self.baton = None
             self.side.on_change = None
+
+    @property
+    def expected_order(self) -> list[object]:
+        """The borders of a step, if layers are called in the order in which they were found."""
+        return [*self.cut.layers, *reversed(self.cut.layers)]
+
+    def claim_graph(self, loss: torch.Tensor) -> None:
+        """The backward of a micro-batch begins: its graph must be its own.
+
+        Raises:
+            Inexact: part of it belongs to another micro-batch, so something was carried over.
+        """
+        if self.baton is None:
+            return
+        waiting: list[Any] = [loss.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            if node is None or type(node).__name__ == "AccumulateGrad":
+                continue
+            if id(node) not in self._graphs:
+                self._graphs[id(node)] = self.local.index, node
+                waiting.extend(following for following, _ in node.next_functions)
+            elif self._graphs[id(node)][0] != self.local.index:
+                raise Inexact("a micro-batch uses what another has computed")
 
     def account(self) -> None:
         """The turn is about to pass on: what the micro-batch has changed outside of layers since it got the turn."""
@@ -705,6 +735,7 @@ class Engine:
             assert self._before is not None
             self._before.restore()
         self._buffer_log = self._before = None
+        self._graphs = {}
 
     def note_kept(self, layer: Layer, tensor: torch.Tensor) -> None:
         """Count activations that are kept, by layer."""

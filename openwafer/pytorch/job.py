@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
 
 from openwafer.base import machine
 from openwafer.base.errors import ConfigError, RefusedError, StoreCorrupt, StoreError
@@ -374,7 +375,7 @@ class Job:
         """
         started = time.perf_counter()
         io = self.store.io
-        read, written = io.bytes_read, io.bytes_written
+        read, written, busy_s = io.bytes_read, io.bytes_written, io.busy_s
         stalls = dict(self._streamer.stall_s)
         rate = None if self.optimizer is None else float(self.optimizer.param_groups[0]["lr"])
         self.backward(batch, micro_batches)
@@ -394,6 +395,7 @@ class Job:
             peak_rss_bytes=machine.peak_rss_bytes(),
             schedule=self.schedule,
             durable_step=self.durable_step,
+            io_s=io.busy_s - busy_s,
             notes=notes,
         )
 
@@ -432,6 +434,7 @@ class Job:
             if len(parts) > 1:
                 equal = counts[index] * len(parts) == total
                 loss = loss / len(parts) if equal else loss * (counts[index] / total)
+            self.engine.claim_graph(loss)
             loss.backward()
             return loss.detach()
 
@@ -492,10 +495,14 @@ class Job:
         return float(norm), not finite
 
     def _norms_in_order(self) -> list[torch.Tensor]:
-        """The norm of every gradient, in the order of `model.parameters()`."""
+        """The norm of every gradient, in the order of `clip_grad_norm_(model.parameters())`: by dtype."""
         where = self.engine.page_of
         keys = [where[id(p)] for p in self.model.parameters() if id(p) in where]
-        return [self.engine.norms[key] for key in keys if key in self.engine.norms]
+        norms = [self.engine.norms[key] for key in keys if key in self.engine.norms]
+        if len({norm.dtype for norm in norms}) < 2:
+            return norms
+        groups = _group_tensors_by_device_and_dtype([norms])  # type: ignore[list-item]  # as clip_grad_norm_ does
+        return [norm for (same_dtype, *_), _ in groups.values() for norm in same_dtype]  # type: ignore[misc]
 
     def _all_finite(self) -> bool:
         """Whether the gradients are finite although their norm is not (it may overflow)."""
@@ -614,7 +621,7 @@ class Job:
             self._streamer.wait_committed()
 
     def set_extra(self, extra: Mapping[str, Any]) -> None:
-        """JSON that the next commits carry."""
+        """JSON that the commits of the steps to come carry; set it before the step it belongs to."""
         self.extra = dict(extra)
 
     def snapshot(self, name: str) -> Path:
@@ -623,25 +630,33 @@ class Job:
         return self.store.snapshot(name)
 
     def close(self) -> None:
-        """Commit what is ordered, stop streaming, give the memory back.
+        """Commit the state after the last update, stop streaming, give the memory back.
 
-        With a store on disk the model is empty afterwards; without one it keeps its parameters.
-
-        After an interruption in the middle of a step this is the state before that step; after one in the middle of
-        its update, that of the last commit.
+        With a store on disk the model is empty afterwards; without one it keeps its parameters. What was interrupted
+        in the middle is dropped: of a step, its gradients; of an update, everything since the last commit.
         """
         if self.closed:
             return
         try:
-            if self.store.path is not None and not self._torn:
-                self.commit()
-            elif not self._torn:
-                self._settle()  # the model keeps its parameters, with every update ordered so far
+            if not self._torn:
+                self._finish()
         finally:
             self.closed = True
             self.engine.detach()
             self._streamer.close()
             self.store.close()
+
+    def _finish(self) -> None:
+        """Apply every ordered update, and commit the state as it was when the last of them was ordered."""
+        if self.engine.mid_step:
+            self.engine.forget_gradients()
+        else:
+            self.engine.rest()
+        self._streamer.flush()
+        self._streamer.wait_committed()
+        if self.store.path is not None and self.durable_step != self.step_count:
+            self._order_commit(self._boundary)
+            self._streamer.wait_committed()
 
     def __enter__(self) -> Job:
         return self

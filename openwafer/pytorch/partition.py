@@ -21,6 +21,7 @@ from openwafer.base.errors import PartitionError
 
 SMALL_BYTES_MOST = 1 << 20
 SMALL_SHARE = 1024
+HOLDERS = (nn.ParameterList, nn.ParameterDict)
 
 Selector = Callable[[str, nn.Module], bool] | Sequence[str]
 
@@ -72,7 +73,7 @@ def partition(model: nn.Module, *, layers: Selector | None = None, limit_bytes: 
     if layers is not None:
         found = list(_selected(model, layers))
     else:
-        found = list(_search(model, "", total, small, limit_bytes or total))
+        found = list(_search(model, "", total, small, limit_bytes or total, {id(model)}))
     return _assign(named, found, small)
 
 
@@ -90,16 +91,37 @@ def _callable(module: nn.Module) -> bool:
 
 
 def _signature(module: nn.Module) -> tuple:
-    return type(module), tuple((name, tuple(p.shape), p.dtype) for name, p in module.named_parameters())
+    """What siblings must share to be repetitions; one may have a few small parameters more (T5's first block has)."""
+    least = _module_bytes(module) // 64
+    return type(module), tuple(
+        (name, tuple(p.shape), p.dtype) for name, p in module.named_parameters() if _bytes(p) >= least
+    )
 
 
 def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [(name, child) for name, child in module.named_children() if next(child.parameters(), None) is not None]
+    """Modules right below a module, those that it only keeps in a list (as Keras does) included."""
+    held = [(name, child) for name, child in module.named_children()]
+    for name, value in vars(module).items():
+        if name != "_modules" and isinstance(value, (list, tuple, dict)):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            held += [(f"{name}.{key}", item) for key, item in items if isinstance(item, nn.Module)]
+    own = {id(param) for param in module.parameters()}
+    children, seen = [], {id(module)}
+    for name, child in held:
+        params = {id(param) for param in child.parameters()}
+        # Not a parent that a child knows, and not a mere holder of parameters.
+        if id(child) not in seen and params and params <= own and not isinstance(child, HOLDERS):
+            children.append((name, child))
+            seen.add(id(child))
+    return children
 
 
-def _search(module: nn.Module, prefix: str, total: int, small: int, limit: int) -> Iterator[tuple[str, nn.Module]]:
-    """Layers below a module that is none itself."""
-    children = _children(module)
+def _search(
+    module: nn.Module, prefix: str, total: int, small: int, limit: int, seen: set[int]
+) -> Iterator[tuple[str, nn.Module]]:
+    """Layers below a module that is none itself; each module once, however many paths lead to it."""
+    children = [(name, child) for name, child in _children(module) if id(child) not in seen]
+    seen.update(id(child) for _, child in children)
     counts = Counter(_signature(child) for _, child in children)
     for name, child in children:
         path = f"{prefix}{name}"
@@ -112,7 +134,7 @@ def _search(module: nn.Module, prefix: str, total: int, small: int, limit: int) 
         if _callable(child) and (leaf or (size <= limit and (repeated or compact))):
             yield path, child
         else:
-            yield from _search(child, f"{path}.", total, small, limit)
+            yield from _search(child, f"{path}.", total, small, limit, seen)
 
 
 def _repeats_inside(module: nn.Module, size: int) -> bool:

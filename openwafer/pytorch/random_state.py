@@ -16,13 +16,15 @@ import torch
 
 WORDS = 624
 _KEY = slice(24, 24 + 8 * WORDS)
-DRAWS_MOST = 1 << 33
+DRAWS_MOST = 1 << 32
 
 
 def distance(start: torch.Tensor, end: torch.Tensor) -> int | None:
     """How many 32-bit draws lead from one state to another; None if more than `DRAWS_MOST` or unrelated."""
     if torch.equal(start, end):
         return 0
+    if not torch.equal(start[:8], end[:8]):  # another seed was set
+        return None
     twister, position = _twister(start)
     key, end_position = _key(end), _position(end)
     draws = 0

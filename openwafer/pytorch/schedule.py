@@ -19,13 +19,18 @@ class Abandoned(BaseException):
 
 
 class Baton:
-    """The turn, and how far each micro-batch is along the order of borders, which is learned on the way."""
+    """The turn, and how far each micro-batch is along the order of borders, which is learned on the way.
 
-    def __init__(self, random_states: Sequence[torch.Tensor]):
+    Args:
+        random_states: what each micro-batch starts with.
+        order: the borders as they are expected; micro-batches may leave some out, and add others.
+    """
+
+    def __init__(self, random_states: Sequence[torch.Tensor], order: Sequence[object] = ()):
         count = len(random_states)
         self._condition = threading.Condition()
         self._turn = 0
-        self._order: list[object] = []
+        self._order: list[object] = list(order)
         self._position = [-1] * count
         self._done = [False] * count
         self._random = list(random_states)
@@ -60,7 +65,7 @@ class Baton:
             self._condition.notify_all()
 
     def wait(self, indices: Sequence[int]) -> None:
-        """Wait until micro-batches have ended. (Thread.join, once interrupted, takes a thread for ended: Python 3.11.)"""
+        """Wait until micro-batches have ended. (An interrupted Thread.join takes its thread for ended: Python 3.11.)"""
         with self._condition:
             self._condition.wait_for(lambda: all(self._done[index] for index in indices))
 
@@ -68,6 +73,11 @@ class Baton:
     def random_states(self) -> list[torch.Tensor]:
         """The random state each micro-batch ended with."""
         return self._random
+
+    @property
+    def order(self) -> list[object]:
+        """The borders, as they were expected and met."""
+        return self._order
 
     def _locate(self, start: int, stop: object) -> int:
         for position in range(start, len(self._order)):

@@ -224,6 +224,9 @@ class IOEngine:
         self.timeout_s = timeout_s
         self.bytes_read = 0
         self.bytes_written = 0
+        self._busy_s = 0.0
+        self._busy_since = 0.0
+        self._in_flight = 0
         self._count_lock = threading.Lock()
         self._workers = Workers(threads, "openwafer-io")
         self._hangs = False
@@ -235,15 +238,21 @@ class IOEngine:
             log.warning("a request to the disk still hangs; its thread and file are left to the operating system")
         return closed
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which at least one read or write was under way."""
+        with self._count_lock:
+            return self._busy_s + (time.perf_counter() - self._busy_since if self._in_flight else 0.0)
+
     def read(self, file: PageFile, buffer: memoryview, offset: int, expected: int | None) -> Future[None]:
         """Fill `buffer` from `offset`; StoreCorrupt if its checksum is not `expected`."""
-        return self._workers.submit(self._read, file, buffer, offset, expected)
+        return self._workers.submit(self._busy, self._read, file, buffer, offset, expected)
 
     def write(
         self, file: PageFile, buffer: memoryview, offset: int, note: Callable[[int], None] | None = None
     ) -> Future[int]:
         """Write `buffer` at `offset`; the result is its checksum, given to `note` before the request counts as done."""
-        return self._workers.submit(self._write, file, buffer, offset, note)
+        return self._workers.submit(self._busy, self._write, file, buffer, offset, note)
 
     def call(self, doing: str, function: Callable, *args: Any) -> Future:
         """Run something else that may hang or raise OSError."""
@@ -259,6 +268,20 @@ class IOEngine:
                 f"{what} has not finished in {self.timeout_s:g} s: the disk or its driver hangs. "
                 "The last committed step is whole; resume when the disk answers again."
             ) from None
+
+    def _busy(self, request: Callable, *args: Any) -> Any:
+        """Run a request and count the time it is under way, requests side by side once."""
+        with self._count_lock:
+            if self._in_flight == 0:
+                self._busy_since = time.perf_counter()
+            self._in_flight += 1
+        try:
+            return request(*args)
+        finally:
+            with self._count_lock:
+                self._in_flight -= 1
+                if self._in_flight == 0:
+                    self._busy_s += time.perf_counter() - self._busy_since
 
     def _read(self, file: PageFile, buffer: memoryview, offset: int, expected: int | None) -> None:
         where = f"{len(buffer)} bytes at {offset} of {file.path}"

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 import torch
 
 from openwafer.streaming.files import Buffer, PageFile
-from openwafer.streaming.page import CHUNK_ELEMENTS, Region
+from openwafer.streaming.page import ALIGN_BYTES, CHUNK_ELEMENTS, Region, align
 from openwafer.streaming.resident import Gradients, Page, Ring, Ticket
 from openwafer.streaming.store import Slot, Store
 from openwafer.streaming.update import OptimizerSpec, apply
@@ -272,7 +272,7 @@ class Transfer:
                     start = piece.start - spec.params[piece.param].offset
                     source = page.grads.tensors[piece.param].reshape(-1)[start : start + piece.stop - piece.start]
                     buffer.view(spec.dtype, piece.start - first, piece.stop - piece.start).copy_(source)
-            size = min(CHUNK_ELEMENTS, spec.numel - first) * itemsize
+            size = align(min(CHUNK_ELEMENTS, spec.numel - first) * itemsize, ALIGN_BYTES)
             offset = self._offsets[spec.index] + first * itemsize
             future = self.store.io.write(scratch, buffer.bytes[:size], offset)
             future.add_done_callback(lambda _, buffer=buffer: self._ring_give(buffer))
@@ -293,7 +293,7 @@ class Transfer:
     def _read_scratch(self, page: Page, chunk: int, buffer: Buffer) -> Future[None]:
         itemsize = page.spec.dtype.itemsize
         first = chunk * CHUNK_ELEMENTS
-        size = min(CHUNK_ELEMENTS, page.spec.numel - first) * itemsize
+        size = align(min(CHUNK_ELEMENTS, page.spec.numel - first) * itemsize, ALIGN_BYTES)
         offset = self._offsets[page.spec.index] + first * itemsize
         return self.store.io.read(self._scratch_file(), buffer.bytes[:size], offset, page.grads.sums[chunk])
 

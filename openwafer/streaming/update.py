@@ -98,18 +98,27 @@ def snapshot(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
 
 
-def state_layout(spec: OptimizerSpec, group: Mapping[str, Any], shape: Sequence[int]) -> list[StateTensor]:
-    """State tensors for one parameter of `shape` in `group`, in a fixed order; all begin as zeros.
+def state_layout(
+    spec: OptimizerSpec, group: Mapping[str, Any], shape: Sequence[int], dtype: torch.dtype = torch.float32
+) -> list[StateTensor]:
+    """State tensors for one parameter of `shape` and `dtype` in `group`, in a fixed order; all begin as zeros.
 
     The update count is not among them: the caller keeps it as an int per parameter.
+
+    Raises:
+        RefusedError: bf16 moments for a parameter that is not fp32.
     """
     shape = tuple(shape)
+    if spec.moments != torch.float32 and dtype != torch.float32:
+        raise RefusedError(f"moments='bf16' are rounded from fp32, and a parameter is {dtype}: use moments='fp32'")
+    # As torch does, state is of the parameter's dtype.
+    kept = spec.moments if dtype == torch.float32 else dtype
     if spec.optimizer is not Adafactor:
-        return [StateTensor(name, shape, spec.moments) for name in _elementwise_names(spec, group)]
+        return [StateTensor(name, shape, kept) for name in _elementwise_names(spec, group)]
     if len(shape) < 2:
-        return [StateTensor("variance", shape, torch.float32)]
+        return [StateTensor("variance", shape, kept)]
     row, col = (*shape[:-1], 1), (*shape[:-2], 1, shape[-1])
-    return [StateTensor("row_var", row, torch.float32), StateTensor("col_var", col, torch.float32)]
+    return [StateTensor("row_var", row, kept), StateTensor("col_var", col, kept)]
 
 
 def apply(
@@ -148,7 +157,7 @@ def apply(
         g = g.to(p.dtype)
     if clip_coef is not None:
         g.mul_(clip_coef)
-    if spec.moments == p.dtype or not spec.elementwise:
+    if all(tensor.dtype == p.dtype for tensor in state.values()):
         _run(spec, hyper, step, p, g, state)
         return
     wide = {name: tensor.to(p.dtype) for name, tensor in state.items()}

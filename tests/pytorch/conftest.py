@@ -68,6 +68,7 @@ def assert_equal_to_plain(
     look: bool = True,
     backwards: int = 1,
     order: str | None = None,
+    twin: Callable[[], nn.Module] | None = None,
     **options: Any,
 ) -> ow.Job:
     """Train twice; every loss, gradient, parameter, buffer, moment and random state must have the same bits.
@@ -77,6 +78,7 @@ def assert_equal_to_plain(
         look: compare gradients at every even step (odd ones go through `job.step`).
         backwards: backward calls per update (gradient accumulation).
         order: expected start of `job.schedule`.
+        twin: makes the same model again, where a copy would not do.
     """
     torch.manual_seed(SEED)
     model = make_model()
@@ -84,9 +86,9 @@ def assert_equal_to_plain(
         steps=steps, micro_batches=micro_batches, clip=clip, precision=precision, loss=loss, look=look,
         backwards=backwards, make_batch=make_batch,
     )  # fmt: skip
-    twin = copy.deepcopy(model)
-    plain_optimizer = optimizer(groups(twin))
-    plain = _train_plain(twin, plain_optimizer, schedule and schedule(plain_optimizer), **setting)
+    copied = copy.deepcopy(model) if twin is None else twin()
+    plain_optimizer = optimizer(groups(copied))
+    plain = _train_plain(copied, plain_optimizer, schedule and schedule(plain_optimizer), **setting)
 
     streamed_optimizer = optimizer(groups(model))
     job = ow.compile(

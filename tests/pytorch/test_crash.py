@@ -9,7 +9,6 @@ import itertools
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -93,6 +92,15 @@ def finish(setup: Setup, folder: Path) -> int:
     return resumed
 
 
+def run(setup: Setup, folder: Path, files: FileLayer) -> None:
+    """A run that may fail."""
+    job = open_job(setup, folder, files)
+    try:
+        train(job, setup)
+    finally:
+        job.abandon()
+
+
 def go(job: Job, setup: Setup, steps: int) -> None:
     """Train up to a step."""
     train(job, dataclasses.replace(setup, steps=steps))
@@ -102,7 +110,7 @@ def go(job: Job, setup: Setup, steps: int) -> None:
 
 
 @pytest.mark.parametrize("name", SETUPS)
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_death_and_power_failure_at_random_operations(tmp_path, name, seed):
     setup = SETUPS[name]
     simulate(setup, 10 * seed, tmp_path / "store", plain_bits(setup), operations(setup, tmp_path))
@@ -124,23 +132,26 @@ def test_death_and_power_failure_at_random_operations(tmp_path, name, seed):
 )
 def test_death_at_every_kind_of_operation_of_a_commit(folder, kind, path):
     layer = FaultyFiles(Rule(kind, path, die, skip=3), losing=True)
-    job = None
-    with pytest.raises(BaseException, match="at operation"), contextlib.ExitStack() as stack:
-        job = open_job(STEPS, folder, layer)
-        stack.callback(job.abandon)
-        train(job, STEPS)
+    with pytest.raises(BaseException, match="at operation"):
+        run(STEPS, folder, layer)
     assert layer.dead
     layer.power_off()
     finish(STEPS, folder)
 
 
-def test_sigkill_at_random_instants():
-    command = [sys.executable, ROOT / "benchmarks" / "crash.py", "--kills", "10", "--crashes", "0", "--faults", "0"]
+def test_sigkill_and_ctrl_c_at_random_instants():
+    """Of real processes, by the benchmark in its short form."""
+    numbers = {"kills": 10, "interrupts": 10, "crashes": 0, "faults": 0}
+    options = [f"--{name}={number}" for name, number in numbers.items()]
     result = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [sys.executable, ROOT / "benchmarks" / "crash.py", *options],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert re.search(r"all ended with the bits of PyTorch +\d+ +10 ", result.stdout), result.stdout
+    assert len(re.findall(r"all ended with the bits of PyTorch +\d+ +10 ", result.stdout)) == 2, result.stdout
 
 
 def test_steps_return_before_they_are_durable_but_never_by_more_than_one(folder):
@@ -159,7 +170,7 @@ def test_steps_return_before_they_are_durable_but_never_by_more_than_one(folder)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_faults_at_random_operations(tmp_path, fault, seed):
     setup = list(SETUPS.values())[seed]
     inject(setup, seed, fault, tmp_path / "store", plain_bits(setup), operations(setup, tmp_path))
@@ -405,36 +416,6 @@ def test_ctrl_c_in_the_middle_of_a_step(folder, name, what, end, left_behind):
     assert finish(setup, folder) in expected
 
 
-@pytest.mark.parametrize("name", SETUPS)
-def test_ctrl_c_at_any_instant(folder, name, left_behind):
-    """A signal that arrives anywhere in the training loop; what `close` then commits is the state between two steps."""
-    setup = dataclasses.replace(SETUPS[name], steps=8)
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    reached = 0
-    try:
-        for attempt in range(1, 8):
-            job = open_job(setup, folder)
-            assert job.step_count >= reached
-            signal.setitimer(signal.ITIMER_REAL, 0.013 * attempt)
-            try:
-                train(job, setup)
-                reached = setup.steps
-            except KeyboardInterrupt:
-                # Between two steps at the latest; a torn update falls back to the last commit.
-                reached = job.durable_step
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                job.close()
-            assert not left_behind()
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    finish(setup, folder)
-
-
 def test_an_update_that_was_interrupted_half_way_is_not_committed(folder, monkeypatch):
     job = open_job(RARE, folder)
     go(job, RARE, 4)
@@ -448,7 +429,7 @@ def test_an_update_that_was_interrupted_half_way_is_not_committed(folder, monkey
     with pytest.raises(KeyboardInterrupt):
         train(job, RARE)
     for call in (job.commit, job.update, job.state_dict, lambda: job.step(batch(0))):
-        with pytest.raises(StoreError, match="the update of step 5 was interrupted half-way.* go on from step 3"):
+        with pytest.raises(StoreError, match=r"the update of step 5 was interrupted half-way.* go on from step 3"):
             call()
     job.close()
     assert finish(RARE, folder) == 3
@@ -548,12 +529,14 @@ SCHEDULERS = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize("tensor", [False, True], ids=["", "tensor-lr"])
-def test_schedulers_go_on_where_they_were(folder, name, tensor):
-    if tensor and name in ("cyclic", "one cycle"):
-        pytest.skip("torch itself wants a number here")
+# torch itself wants a number for the learning rate of the other two.
+TENSORS = [name for name in SCHEDULERS if name not in ("cyclic", "one cycle")]
 
+
+@pytest.mark.parametrize(
+    ("name", "tensor"), [*((name, False) for name in SCHEDULERS), *((name, True) for name in TENSORS)]
+)
+def test_schedulers_go_on_where_they_were(folder, name, tensor):
     def compiled(place: Path | None) -> Job:
         seed_everything()
         model = nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, 4))
@@ -626,6 +609,36 @@ def test_death_after_a_snapshot(folder, seed):
     assert finish(STEPS, folder) == 1
 
 
+# --- construction -----------------------------------------------------------------------------------------------------
+
+
+def built(store: Store, memory: int) -> nn.Sequential:
+    """A model in two parts, each under an `init` of its own."""
+    torch.manual_seed(3)
+    with ow.init(store, memory=memory):
+        first = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
+    with ow.init(store, memory=memory):
+        second = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
+    return nn.Sequential(first, second)
+
+
+def test_what_a_process_that_died_while_it_built_a_model_left_is_removed(folder):
+    (folder / "init").mkdir(parents=True)
+    stale = folder / "init" / "1-140000000000-000000.bin"
+    stale.write_bytes(bytes(6400))
+    store = Store(folder)
+    model = built(store, 1000)
+    assert len(list((folder / "init").iterdir())) > 2
+    assert not stale.exists()
+    job = ow.compile(model, optimizer=make_optimizer, precision="fp32")
+    assert not (folder / "init").exists()
+    torch.manual_seed(3)
+    plain_model = nn.Sequential(*(nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40)) for _ in range(2)))
+    for name, value in job.state_dict().items():
+        assert torch.equal(value, plain_model.state_dict()[name]), name
+    job.close()
+
+
 # --- nothing is left behind -------------------------------------------------------------------------------------------
 
 
@@ -635,8 +648,8 @@ def test_nothing_is_left_open_or_running(folder):
 
     open_job(STEPS, folder).close()
     fds, threads = open_fds(), threading.active_count()
-    for end, setup in itertools.product((Job.close, Job.abandon), SETUPS.values()):
-        job = open_job(setup, folder)
+    for end, (name, setup) in itertools.product((Job.close, Job.abandon), SETUPS.items()):
+        job = open_job(setup, folder.with_name(name))
         job.step(batch(0), micro_batches=setup.micro_batches)
         end(job)
     with pytest.raises(StoreError):
@@ -648,7 +661,12 @@ def test_nothing_is_left_open_or_running(folder):
 def test_the_context_manager_commits_or_abandons(folder):
     with open_job(RARE, folder) as job:
         go(job, RARE, 2)
-    with pytest.raises(ZeroDivisionError), open_job(RARE, folder) as job:
-        go(job, RARE, 4)
-        raise ZeroDivisionError
+
+    def fail_at_step_4() -> None:
+        with open_job(RARE, folder) as job:
+            go(job, RARE, 4)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_at_step_4()
     assert finish(RARE, folder) == 3

@@ -462,12 +462,11 @@ def test_a_hanging_read_is_named(folder):
 def test_a_folder_that_may_not_be_written_is_an_error_that_says_so(folder):
     folder.mkdir()
     folder.chmod(0o555)
-    folder.parent.parent.parent.chmod(0o755)
-    for parent in (folder.parent, folder.parent.parent):
-        parent.chmod(0o755)
     user = os.geteuid()
     try:
-        if user == 0:
+        if user == 0:  # whom no mode stops
+            for parent in list(folder.parents)[:3]:
+                parent.chmod(0o755)
             os.seteuid(65534)
         with pytest.raises(StoreIOError, match=f"opening the store {folder} failed: Permission denied. Give the run a"):
             Store(folder)
