@@ -25,7 +25,8 @@ from tests.crash_run import plain
 
 def kill(which: signal.Signals, number: int, seed: int, folder: Path) -> Iterator[tuple[str, int, Outcome]]:
     """Signals, shared out among the setups."""
-    setups = {name: (dataclasses.replace(setup, steps=24), 0.2) for name, setup in SETUPS.items()}
+    steps, life_s = (24, 0.2) if number >= 100 else (10, 0.1)
+    setups = {name: (dataclasses.replace(setup, steps=steps), life_s) for name, setup in SETUPS.items()}
     if number >= 100:
         setups["pages of several chunks"] = (LARGE, 0.4)
     for index, (name, (setup, life_s)) in enumerate(setups.items()):
@@ -85,7 +86,7 @@ def main() -> None:
     """Print the tables; any difference raises."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=250, help="SIGKILLs of a process")
-    parser.add_argument("--interrupts", type=int, default=50, help="SIGINTs, after which the job is closed")
+    parser.add_argument("--interrupts", type=int, default=100, help="SIGINTs, after which the job is closed")
     parser.add_argument("--crashes", type=int, default=250, help="runs whose disk layer dies, half of them unflushed")
     parser.add_argument("--faults", type=int, default=40, help="runs for each kind of error or flipped byte")
     parser.add_argument("--seed", type=int, default=0)

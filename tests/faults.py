@@ -293,9 +293,14 @@ class FaultyFiles(FileLayer):
         return saved
 
 
+# Threads that ran when the current test began: a job of another test that nobody closed is not this test's leak.
+threads_before: set[threading.Thread] = set()
+
+
 def leaks(folder: Path) -> list[str]:
     """Open files under a folder, and threads of ours: what a closed store must not leave."""
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith("openwafer")]
+    running = set(threading.enumerate()) - threads_before
+    threads = [thread for thread in running if thread.name.startswith("openwafer")]
     found = [f"{thread.name} ({thread.ident})" for thread in threads]
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):

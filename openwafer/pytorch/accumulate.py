@@ -10,6 +10,7 @@ so this is tried a few times before it is given up.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 
@@ -18,6 +19,7 @@ from openwafer.pytorch import random_state
 from openwafer.pytorch.engine import Engine, Inexact
 from openwafer.pytorch.random_state import RandomState
 from openwafer.pytorch.schedule import Baton, run_together
+from openwafer.pytorch.visit import Autocast
 
 GUESSES = 3
 
@@ -67,6 +69,8 @@ class Accumulator:
         engine = self.engine
         if any(page.grads.present for page in self.engine.streamer.pages if page.pending is None):
             return False
+        if _thread_has_modes():
+            return False
         random = RandomState()
         starts = [random.torch]
         for draws in (self._draws or [0] * count)[: count - 1]:
@@ -76,8 +80,11 @@ class Accumulator:
         baton = Baton(starts, self._order or engine.expected_order)
         failed: str | None = None
 
+        autocast = Autocast(engine.device_type)
+
         def task(index: int) -> None:
-            run(index)
+            with autocast() if autocast.enabled else nullcontext():
+                run(index)
             engine.account()
 
         try:
@@ -111,3 +118,9 @@ class Accumulator:
             self.plain_order = failed
             self.notes.append(f"micro-batches run one after another, as in a plain loop, because {failed}")
         return False
+
+
+def _thread_has_modes() -> bool:
+    """Whether something of the caller acts on its thread, which other threads would not have."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
+    return hooks is not None or bool(torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,41 @@ from openwafer.streaming.page import PageSpec, layout_page
 from openwafer.streaming.store import Store
 from openwafer.streaming.streamer import Streamer
 from openwafer.streaming.update import OptimizerSpec, state_layout
+
+
+def require_ordinary(model: nn.Module) -> None:
+    """Parameters are dense tensors of their own, on the CPU.
+
+    Raises:
+        RefusedError: one is not.
+    """
+    spans: dict[int, list[tuple[int, int, str]]] = {}
+    params = {id(param) for param in model.parameters()}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if id(tensor) in params and nursery_of(tensor) is not None:  # type: ignore[arg-type]
+            continue
+        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+            raise RefusedError(
+                f"{name} is {tensor.layout} on the device {tensor.device.type!r}: make the model's tensors dense ones "
+                "in memory, or the whole model under openwafer.init"
+            )
+        size = tensor.numel() * tensor.element_size()
+        if not size or tensor.untyped_storage().nbytes() < size:
+            continue
+        if id(tensor) in params and not tensor.is_contiguous():
+            raise RefusedError(
+                f"{name} is not contiguous (strides {tensor.stride()}), and another memory layout gives other bits: "
+                f"make it so before compile, {name}.data = {name}.data.contiguous()"
+            )
+        start = tensor.data_ptr()
+        spans.setdefault(tensor.untyped_storage().data_ptr(), []).append((start, start + size, name))
+    names = {name for name, _ in model.named_parameters()}
+    for parts in spans.values():
+        for (_, end, name), (start, _, other) in itertools.pairwise(sorted(parts)):
+            if start < end and names & {name, other}:
+                raise RefusedError(
+                    f"{name} and {other} are different tensors in the same memory: make them one Parameter to tie them"
+                )
 
 
 def groups_of(model: nn.Module, cut: Partition, optimizer: torch.optim.Optimizer | None) -> dict[int, int]:
@@ -88,8 +124,8 @@ def fill(cut: Partition, store: Store, streamer: Streamer, engine: Engine, resum
                 values = param.data if source is None else source.load(param)
                 if values.untyped_storage().nbytes() < values.numel() * values.element_size():
                     raise ConfigError(
-                        f"{where.name} is empty: a job that was closed has taken the model's parameters along. Build the "
-                        "model anew, or compile it with the store of that job to go on from there"
+                        f"{where.name} is empty: a job that was closed has taken the model's parameters along. Build "
+                        "the model anew, or compile it with the store of that job to go on from there"
                     )
                 flat[where.offset : where.offset + where.numel].copy_(values.reshape(-1))
                 param.data = engine.poison(param)

@@ -78,7 +78,7 @@ class Nursery:
         try:
             with open(path, "rb") as file:
                 data = torch.empty(shape, dtype=param.dtype)
-                view = memoryview(data.view(-1).view(torch.uint8).numpy())
+                view = data.view(-1).view(torch.uint8).numpy().data
                 if file.readinto(view) != len(view):
                     raise OSError(5, f"{path} is truncated")
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -134,7 +134,7 @@ class Nursery:
         try:
             self.folder.mkdir(exist_ok=True)
             with open(path, "wb") as file:
-                file.write(memoryview(param.data.view(-1).view(torch.uint8).numpy()))
+                file.write(param.data.view(-1).view(torch.uint8).numpy().data)
                 file.flush()
                 os.fdatasync(file.fileno())
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

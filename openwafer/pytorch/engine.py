@@ -21,10 +21,10 @@ from torch.overrides import TorchFunctionMode
 from openwafer.base.errors import RefusedError
 from openwafer.pytorch.partition import Layer, Partition
 from openwafer.pytorch.profile import Recorder
+from openwafer.pytorch.random_state import RandomState
 from openwafer.pytorch.schedule import Abandoned, Baton
 from openwafer.pytorch.side_state import SideState, Snapshot
-from openwafer.pytorch.random_state import RandomState
-from openwafer.pytorch.visit import Kept, KeepingVisit, RecomputingVisit, SlabView
+from openwafer.pytorch.visit import KeepingVisit, Kept, RecomputingVisit, SlabView
 from openwafer.streaming.files import Buffer
 from openwafer.streaming.heap import Heap
 from openwafer.streaming.streamer import Streamer
@@ -38,10 +38,10 @@ METADATA = frozenset(
 READING_ATTRIBUTES = frozenset("data T mT H mH real imag".split())
 # Functions that autocast never casts a parameter for; of any other it is assumed.
 UNCAST = METADATA | frozenset(
-    "__get__ __getitem__ embedding embedding_bag layer_norm group_norm batch_norm instance_norm rms_norm add sub mul div "
-    "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __neg__ add_ expand expand_as view view_as reshape "
-    "unsqueeze squeeze transpose permute t to type_as detach clone cat stack repeat flatten chunk split exp softplus "
-    "sigmoid tanh softmax sum mean float where index_select gather".split()
+    "__get__ __getitem__ embedding embedding_bag layer_norm group_norm batch_norm instance_norm rms_norm add sub mul "
+    "div __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __neg__ add_ expand expand_as view view_as "
+    "reshape unsqueeze squeeze transpose permute t to type_as detach clone cat stack repeat flatten chunk split exp "
+    "softplus sigmoid tanh softmax sum mean float where index_select gather".split()
 )
 # Modules of torch that take another path without gradients, unless something overrides torch functions.
 FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
@@ -172,7 +172,7 @@ class Engine:
         for page in self.cut.pages:
             for _, param in page.params:
                 if hasattr(type(param), "_openwafer_hidden"):
-                    param.__class__ = type(param)._openwafer_hidden
+                    param.__class__ = type(param)._openwafer_hidden  # pyright: ignore[reportAttributeAccessIssue]
         self._handles, self._classes = [], []
 
     def _watch(self, param: nn.Parameter) -> None:
@@ -253,7 +253,7 @@ class Engine:
             engine.zero_grad(set_to_none)
 
         own = {"__call__": call, "__module__": original.__module__, **({"zero_grad": forget} if zero_grad else {})}
-        wrapped = type(original)(original.__name__, (original,), own)
+        wrapped = type(original)(original.__name__, (original,), own)  # pyright: ignore[reportCallIssue]
         object.__setattr__(module, "__class__", wrapped)
         self._classes.append((module, original))
 
@@ -282,14 +282,16 @@ class Engine:
         """A tensor of the parameter's shape without memory of its own, NaN everywhere."""
         if param.dtype not in self._poison:
             self._poison[param.dtype] = torch.full((1,), float("nan"), dtype=param.dtype)
-        return self._poison[param.dtype].expand(param.shape) if param.dim() else self._poison[param.dtype][0]
+        if param.numel() == 1:
+            return self._poison[param.dtype].clone().reshape(param.shape)
+        return self._poison[param.dtype].expand(param.shape)
 
     def slab_view(self, tensor: torch.Tensor) -> SlabView | None:
         """What to note of a saved tensor if its memory is a page's."""
         page = self._slabs.get(tensor.untyped_storage().data_ptr()) if tensor.layout == torch.strided else None
         if page is None:
             return None
-        place = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+        place = tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
         return SlabView(page, tensor.dtype, *place, self.updates)
 
     def view_slab(self, view: SlabView) -> torch.Tensor:
@@ -328,8 +330,8 @@ class Engine:
         """Cross a border in the backward."""
         if torch.is_grad_enabled():
             raise RefusedError(
-                f"the gradient of {layer.name!r} is itself to be differentiated (create_graph=True): streaming holds no "
-                "graph of the backward"
+                f"the gradient of {layer.name!r} is itself to be differentiated (create_graph=True): streaming holds "
+                "no graph of the backward"
             )
         if not self._final_callback and self.baton is None:
             self._final_callback = True
@@ -483,11 +485,11 @@ class Engine:
         self.local.inside = True
         if torch.is_grad_enabled() and self.local.casts is None:
             self.local.casts = {}
-        autocast = torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=True)
+        bf16 = self.precision == "bf16"
+        autocast = torch.autocast(self.device_type, dtype=torch.bfloat16) if bf16 else nullcontext()
         try:
-            with Faults(self), saved_tensors_hooks(self._pack_glue, self._unpack_glue):
-                with autocast if self.precision == "bf16" else nullcontext():
-                    return call(*args, **kwargs)
+            with Faults(self), saved_tensors_hooks(self._pack_glue, self._unpack_glue), autocast:
+                return call(*args, **kwargs)
         finally:
             self.local.inside = False
             if not torch.is_autocast_enabled(self.device_type):  # the region of the casts has ended
@@ -497,7 +499,7 @@ class Engine:
         """A parameter is used by an operation for which autocast may cast it.
 
         Autocast casts a parameter once in a region and adds up the gradients of all its uses in the low precision.
-        Here casts are forgotten at every border, which is the same as long as no parameter is cast on both sides of one.
+        Here casts are forgotten at every border, which is the same while no parameter is cast on both sides of one.
         """
         casts = self.local.casts
         if casts is None or self.share_casts or not param.requires_grad or param.dtype != torch.float32:
@@ -751,7 +753,13 @@ class Faults(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        params = [value for value in _leaves((*args, *kwargs.values())) if isinstance(value, nn.Parameter)]
+        known = self.engine.page_of
+        params = []
+        for value in (*args, *kwargs.values()):
+            if id(value) in known:
+                params.append(value)
+            elif isinstance(value, (list, tuple, dict)):
+                params += [leaf for leaf in _leaves(value) if id(leaf) in known]
         if params:
             self._use(func, params)
         return func(*args, **kwargs)
@@ -763,7 +771,7 @@ class Faults(TorchFunctionMode):
         if name in METADATA:
             return
         engine = self.engine
-        pages = {engine.page_of[id(param)][0] for param in params if id(param) in engine.page_of}
+        pages = {engine.page_of[id(param)][0] for param in params}
         if not pages <= engine._held:
             # All at once: another page could take the place of one that was fetched before it.
             engine._touch(tuple(sorted(pages - engine._held if engine.local.visiting else pages)))
@@ -772,14 +780,14 @@ class Faults(TorchFunctionMode):
                 engine.cast(param)
 
 
-def _leaves(values: Any) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, (list, tuple)):
-            yield from _leaves(value)
-        elif isinstance(value, dict):
-            yield from _leaves(value.values())
-        else:
-            yield value
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _leaves(part)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+    else:
+        yield value
 
 
 def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:

@@ -28,7 +28,7 @@ from openwafer.base.units import parse_bytes
 from openwafer.pytorch import batch as batches
 from openwafer.pytorch import random_state
 from openwafer.pytorch.accumulate import Accumulator
-from openwafer.pytorch.assembly import fill, groups_of, page_spec
+from openwafer.pytorch.assembly import fill, groups_of, page_spec, require_ordinary
 from openwafer.pytorch.boundary import Boundary, capture_buffers, json_copy, like, plain, put_buffers
 from openwafer.pytorch.construct import nursery_of
 from openwafer.pytorch.engine import Engine
@@ -171,6 +171,7 @@ class Job:
         self._last_loss: float = math.nan
         self._torn = False
         self._applied: MemoryPlan | None = None
+        require_ordinary(model)
         groups = groups_of(model, cut, optimizer)
         self._spec = None if optimizer is None else OptimizerSpec.of(optimizer, moments=moments)
         self._specs = [page_spec(number, page, groups, optimizer, self._spec) for number, page in enumerate(cut.pages)]
@@ -460,6 +461,11 @@ class Job:
         self._require_open()
         if self.optimizer is None:
             raise ConfigError("this job has no optimizer: give one to compile")
+        if torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled():
+            raise RefusedError(
+                "an optimizer step inside an autocast region: plain PyTorch would go on with casts of the old "
+                "parameters. Leave the region first, or use torch.autocast(..., cache_enabled=False)"
+            )
         self.engine.rest()
         streamer = self._streamer
         if streamer.pending():
@@ -522,9 +528,11 @@ class Job:
             if runtime.pending is not None or not runtime.grads.present:
                 continue
             grads = self._streamer.take_gradients(number)
-            for index, grad in grads.items():
-                yield page.params[index][0], grad
-            self._streamer.stash(number, grads)
+            try:
+                for index, grad in grads.items():
+                    yield page.params[index][0], grad
+            finally:
+                self._streamer.stash(number, grads)
 
     def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and values, up to date, a page at a time; copy what you keep."""

@@ -111,7 +111,7 @@ def save() -> dict[str, Any]:
     kind, key, position, has_gauss, cached = np.random.get_state()
     return {
         "python": [version, list(words), gauss],
-        "numpy": [kind, key.tolist(), position, has_gauss, cached],
+        "numpy": [kind, np.asarray(key).tolist(), position, has_gauss, cached],
         "torch": bytes(torch.get_rng_state().numpy()).hex(),
     }
 

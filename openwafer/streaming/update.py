@@ -212,8 +212,10 @@ def _run(
     optimizer.state.clear()
     optimizer.state[param] = held
     try:
-        # Adafactor's outer product is a matrix product, which a caller's autocast would make in bf16.
-        with contextlib.nullcontext() if spec.elementwise else torch.autocast(p.device.type, enabled=False):
+        # Adafactor's outer product is a matrix product, which a caller's autocast would make in bf16. Only then: to
+        # leave autocast empties its cache, which belongs to all threads.
+        off = not spec.elementwise and torch.is_autocast_enabled(p.device.type)
+        with torch.autocast(p.device.type, enabled=False) if off else contextlib.nullcontext():
             optimizer.step()
         if spec.optimizer is SGD and step == 1 and held.get("momentum_buffer") is not None:
             state["momentum_buffer"].copy_(held["momentum_buffer"])

@@ -86,6 +86,7 @@ def assert_equal_to_plain(
         steps=steps, micro_batches=micro_batches, clip=clip, precision=precision, loss=loss, look=look,
         backwards=backwards, make_batch=make_batch,
     )  # fmt: skip
+    torch.manual_seed(SEED)
     copied = copy.deepcopy(model) if twin is None else twin()
     plain_optimizer = optimizer(groups(copied))
     plain = _train_plain(copied, plain_optimizer, schedule and schedule(plain_optimizer), **setting)

@@ -40,7 +40,9 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-2)
 
 
-Pair = tuple[tuple[Callable, nn.Module, torch.optim.Optimizer], tuple[Callable, nn.Module, torch.optim.Optimizer], ow.Job]
+Pair = tuple[
+    tuple[Callable, nn.Module, torch.optim.Optimizer], tuple[Callable, nn.Module, torch.optim.Optimizer], ow.Job
+]
 
 
 @pytest.fixture(params=["memory", "disk"])
@@ -353,7 +355,7 @@ def test_closed(tmp_path: Path) -> None:
     for use in (lambda: job(batch(0)[0]), lambda: job.step(batch(0)), job.update, job.state_dict):
         with pytest.raises(ConfigError, match="closed"):
             use()
-    with pytest.raises((ConfigError, ReferenceError), match="closed|no longer"):
+    with pytest.raises((ConfigError, ReferenceError), match=r"closed|no longer"):
         optimizer.step()
     with pytest.raises(ConfigError, match="empty"):
         ow.compile(model, optimizer=make_optimizer(model), precision="fp32")

@@ -88,7 +88,14 @@ def albert() -> nn.Module:
 
 def t5() -> nn.Module:
     config = transformers.T5Config(
-        vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0, pad_token_id=0
+        vocab_size=VOCAB,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        decoder_start_token_id=0,
+        pad_token_id=0,
     )
     return transformers.T5ForConditionalGeneration(config)
 
@@ -159,11 +166,25 @@ def test_generate(name: str, options: dict[str, Any], tmp_path: Any) -> None:
     twin = copy.deepcopy(model)
     ids = text(0)["input_ids"][:, :5]
     torch.manual_seed(5)
-    plain = twin.generate(input_ids=ids, max_new_tokens=6, min_new_tokens=6, attention_mask=torch.ones_like(ids), pad_token_id=0, **options)
+    plain = twin.generate(
+        input_ids=ids,
+        max_new_tokens=6,
+        min_new_tokens=6,
+        attention_mask=torch.ones_like(ids),
+        pad_token_id=0,
+        **options,
+    )
     job = ow.compile(model, store=tmp_path / "run", precision="fp32")
     job._streamer.configure(0, 0, frozenset())
     torch.manual_seed(5)
-    streamed = job.model.generate(input_ids=ids, max_new_tokens=6, min_new_tokens=6, attention_mask=torch.ones_like(ids), pad_token_id=0, **options)
+    streamed = job.model.generate(
+        input_ids=ids,
+        max_new_tokens=6,
+        min_new_tokens=6,
+        attention_mask=torch.ones_like(ids),
+        pad_token_id=0,
+        **options,
+    )
     assert torch.equal(plain, streamed)
     job.close()
 
@@ -188,7 +209,9 @@ def test_lora(setting: dict[str, Any], equal_to_plain: Callable) -> None:
     peft = pytest.importorskip("peft")
 
     def make_model() -> nn.Module:
-        config = peft.LoraConfig(r=4, lora_dropout=0.1, target_modules=["c_attn", "c_fc"], task_type="CAUSAL_LM", fan_in_fan_out=True)
+        config = peft.LoraConfig(
+            r=4, lora_dropout=0.1, target_modules=["c_attn", "c_fc"], task_type="CAUSAL_LM", fan_in_fan_out=True
+        )
         return peft.get_peft_model(gpt2(), config).train()
 
     def trained(model: nn.Module) -> list[nn.Parameter]:

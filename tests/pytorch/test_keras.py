@@ -55,7 +55,14 @@ def dropped() -> nn.Module:
     layers = keras.layers
     return Wrapped(
         keras.Sequential(
-            [layers.Input((8,)), layers.Dense(16), layers.Dropout(0.3, seed=5), layers.Dense(16), layers.Dropout(0.3), layers.Dense(4)]
+            [
+                layers.Input((8,)),
+                layers.Dense(16),
+                layers.Dropout(0.3, seed=5),
+                layers.Dense(16),
+                layers.Dropout(0.3),
+                layers.Dense(4),
+            ]
         )
     )
 
@@ -91,7 +98,9 @@ def rows(*shape: int) -> Callable[[int], tuple[Tensor, Tensor]]:
     ids=["memory-1", "disk-4-clip", "mixed-4-keep"],
 )
 @pytest.mark.parametrize(("make_model", "make_batch"), [(dense, rows(8)), (dropped, rows(8)), (attention, rows(6, 8))])
-def test_equals_plain(make_model: Callable, make_batch: Callable, setting: dict[str, Any], equal_to_plain: Callable) -> None:
+def test_equals_plain(
+    make_model: Callable, make_batch: Callable, setting: dict[str, Any], equal_to_plain: Callable
+) -> None:
     def trained(model: nn.Module) -> list[nn.Parameter]:
         return [param for param in model.parameters() if param.requires_grad]
 

@@ -21,9 +21,8 @@ from openwafer.streaming.lock import Lock
 lock = Lock(Path(sys.argv[1]))
 if "fork" in sys.argv and os.fork() == 0:
     os.setsid()
-    print(os.getpid(), flush=True)
-    time.sleep(60)
-print(os.getpid(), flush=True)
+# At once: parent and child write to the same pipe.
+os.write(1, f"{os.getpid()}\\n".encode())
 time.sleep(60)
 """
 
