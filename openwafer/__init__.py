@@ -1,12 +1,17 @@
 """openwafer: train a model larger than memory in plain PyTorch.
 
-Names are resolved when they are first used, so that ``import openwafer`` loads nothing and does nothing.
+Names are resolved when they are first used, so that ``import openwafer`` loads nothing. It does one thing: it asks the
+C library to let all threads share one heap, which works only before torch starts its first thread.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from openwafer.streaming.heap import share as _share_one_heap
+
 __version__ = "0.1.0"
+
+_share_one_heap()
 
 # public name -> the module that defines it
 _HOME = {

@@ -14,7 +14,7 @@ from openwafer.pytorch.construct import nursery_of
 from openwafer.pytorch.engine import Engine
 from openwafer.pytorch.partition import PageParams, Partition
 from openwafer.streaming.files import Buffer
-from openwafer.streaming.page import PageSpec, layout_page
+from openwafer.streaming.page import PageSpec, ParamSpec, layout_page
 from openwafer.streaming.store import Store
 from openwafer.streaming.streamer import Streamer
 from openwafer.streaming.update import OptimizerSpec, state_layout
@@ -114,27 +114,22 @@ def page_spec(
 def fill(cut: Partition, store: Store, streamer: Streamer, engine: Engine, resumed: bool) -> None:
     """Move the parameters into their pages; their own memory is given back."""
     nurseries = {id(n): n for page in cut.pages for _, p in page.params if (n := nursery_of(p)) is not None}
+    for _, tensor in cut.left:
+        if (nursery := nursery_of(tensor)) is not None:
+            tensor.data = nursery.load(tensor)
+            nursery.release(tensor)
     for number, (page, runtime) in enumerate(zip(cut.pages, streamer.pages, strict=True)):
         spec = runtime.spec
+        slab, flat = None, None
         if not resumed:
+            for nursery in nurseries.values():
+                nursery.lend(spec.param_bytes)
             slab = Buffer(spec.param_bytes)
             flat = slab.view(spec.dtype, 0, spec.numel)
-            for (_, param), where in zip(page.params, spec.params, strict=True):
-                source = nursery_of(param)
-                values = param.data if source is None else source.load(param)
-                if values.untyped_storage().nbytes() < values.numel() * values.element_size():
-                    raise ConfigError(
-                        f"{where.name} is empty: a job that was closed has taken the model's parameters along. Build "
-                        "the model anew, or compile it with the store of that job to go on from there"
-                    )
-                flat[where.offset : where.offset + where.numel].copy_(values.reshape(-1))
-                param.data = engine.poison(param)
-                if source is not None:
-                    source.release(param)
-        else:
-            slab = None
-            for _, param in page.params:
-                param.data = engine.poison(param)
+        for (_, param), where in zip(page.params, spec.params, strict=True):
+            if flat is not None:
+                _move(param, where, flat[where.offset : where.offset + where.numel])
+            param.data = engine.poison(param)
         if runtime.stored is None:
             assert slab is not None
             runtime.slab, runtime.valid = slab, True
@@ -145,6 +140,22 @@ def fill(cut: Partition, store: Store, streamer: Streamer, engine: Engine, resum
             _write_first(store, number, slab)
     for nursery in nurseries.values():
         nursery.clear()
+
+
+def _move(param: nn.Parameter, where: ParamSpec, flat: torch.Tensor) -> None:
+    """Put a parameter's values into its place in a page."""
+    nursery = nursery_of(param)
+    if nursery is not None:
+        nursery.load_into(flat, param)
+        nursery.release(param)
+        return
+    values = param.data
+    if values.untyped_storage().nbytes() < values.numel() * values.element_size():
+        raise ConfigError(
+            f"{where.name} is empty: a job that was closed has taken the model's parameters along. Build "
+            "the model anew, or compile it with the store of that job to go on from there"
+        )
+    flat.copy_(values.reshape(-1))
 
 
 def _write_first(store: Store, number: int, slab: Buffer) -> None:

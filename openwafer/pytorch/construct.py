@@ -2,7 +2,8 @@
 
 The user's own constructors run, with the random numbers and the arithmetic of plain construction. A parameter that is
 registered stays in memory while it is worked on; when more than `memory` is in use, those used least recently go to
-a file of their own and come back when an operation touches them. Nothing is fused, reordered or skipped.
+a file of their own and come back when an operation touches them. Nothing is fused, reordered or skipped. Only where
+the store holds a committed state already, which `compile` will put in their place, are values that leave not kept.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from openwafer.base.errors import ConfigError
 from openwafer.base.units import parse_bytes
+from openwafer.streaming import heap
 from openwafer.streaming.files import store_error
 from openwafer.streaming.store import Store
 
@@ -34,6 +36,7 @@ class Nursery:
         self.store = store
         self.memory_bytes = memory_bytes
         self.folder = store.root / "init"
+        self.keeps = store.manifest is None
         self._loaded: OrderedDict[int, weakref.ref[nn.Parameter]] = OrderedDict()
         self._files: dict[int, tuple[Path, torch.Size]] = {}
         self._bytes: dict[int, int] = {}
@@ -55,7 +58,7 @@ class Nursery:
         param._openwafer_nursery = self  # type: ignore[attr-defined]
         self._loaded[key] = weakref.ref(param)
         self._bytes[key] = param.numel() * param.element_size()
-        self._make_room(key)
+        self._make_room(key, self.memory_bytes)
 
     def use(self, param: nn.Parameter) -> None:
         """An operation is about to touch a parameter."""
@@ -67,24 +70,39 @@ class Nursery:
             return
         param.data = self.load(param)
         self._loaded[key] = weakref.ref(param)
-        self._make_room(key)
+        self._make_room(key, self.memory_bytes)
 
     def load(self, param: nn.Parameter) -> torch.Tensor:
         """The values of a parameter, read from its file if it is not in memory."""
         key = id(param)
         if key in self._loaded:
             return param.data
-        path, shape = self._files[key]
+        data = torch.empty(self._files[key][1], dtype=param.dtype)
+        self.load_into(data.view(-1), param)
+        return data
+
+    def load_into(self, flat: torch.Tensor, param: nn.Parameter) -> None:
+        """Put the values of a parameter into a vector, which must be contiguous."""
+        key = id(param)
+        if key in self._loaded:
+            flat.copy_(param.data.reshape(-1))
+            return
+        if not self.keeps:
+            flat.fill_(float("nan"))
+            return
+        path = self._files[key][0]
+        view = flat.view(torch.uint8).numpy().data
         try:
             with open(path, "rb") as file:
-                data = torch.empty(shape, dtype=param.dtype)
-                view = data.view(-1).view(torch.uint8).numpy().data
                 if file.readinto(view) != len(view):
                     raise OSError(5, f"{path} is truncated")
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             raise store_error(error, f"reading {path}") from error
-        return data
+
+    def lend(self, num_bytes: int) -> None:
+        """Leave so much of the memory to whoever moves the parameters on."""
+        self._make_room(None, max(0, self.memory_bytes - num_bytes))
 
     def release(self, param: nn.Parameter) -> None:
         """A parameter has moved into its page."""
@@ -104,11 +122,12 @@ class Nursery:
         if entry is not None:
             entry[0].unlink(missing_ok=True)
 
-    def _make_room(self, current: int) -> None:
+    def _make_room(self, current: int | None, limit_bytes: int) -> None:
         used = sum(self._bytes[key] for key in self._loaded)
+        before = used
         for key in list(self._loaded):
-            if used <= self.memory_bytes:
-                return
+            if used <= limit_bytes:
+                break
             param = self._loaded[key]()
             if key == current or param is None or not self._may_leave(param):
                 continue
@@ -116,6 +135,8 @@ class Nursery:
             param.data = torch.full((1,), float("nan"), dtype=param.dtype).expand(param.shape)
             del self._loaded[key]
             used -= self._bytes[key]
+        if used < before:
+            heap.give_back()
 
     @staticmethod
     def _may_leave(param: nn.Parameter) -> bool:
@@ -130,6 +151,8 @@ class Nursery:
             # A model may be built in several parts, each under an `init` of its own.
             self._files[key] = (self.folder / f"{os.getpid()}-{id(self)}-{self._count:06d}.bin", param.shape)
             self._count += 1
+        if not self.keeps:
+            return
         path = self._files[key][0]
         try:
             self.folder.mkdir(exist_ok=True)

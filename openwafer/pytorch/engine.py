@@ -315,9 +315,9 @@ class Engine:
         if self.baton is not None:
             self.account()
             self.baton.reach(self.local.index, layer)
-            if self._current is layer:
-                return
         self.heap.tend(self.growth_bytes.get(layer.name, 0))
+        if self._current is layer:
+            return
         self._leave(layer.pages)
         self._follow(layer.pages)
         self._current = layer

@@ -117,7 +117,9 @@ def working_peak(demand: Demand, keep: frozenset[int], grad_bytes: int) -> int:
         if not segment.backward:
             forward = segment.visit if segment.visit >= 0 else min(forward + 1, last)
             own = segment.peak_bytes - saved_before[forward]
-            held = held_before[forward] * demand.micro_batches
+            # The last micro-batch to come here: the others have left theirs of this layer already.
+            passed = held_before[forward + (segment.visit >= 0)]
+            held = held_before[forward] + passed * others
             peak = max(peak, own + held + waiting[forward])
             continue
         backward = segment.visit if segment.visit >= 0 else backward
@@ -157,8 +159,8 @@ def divide(demand: Demand, budget_bytes: int, start: MemoryPlan) -> MemoryPlan:
     if plan.peak_bytes > budget_bytes:
         raise BudgetError(
             f"memory={format_bytes(budget_bytes)} is too small: this step needs at least "
-            f"{_round_up(plan.peak_bytes)} ({describe(plan)}). Give more memory, cut the batch into more "
-            "micro_batches, or cut large layers with limit="
+            f"{_round_up(plan.peak_bytes)} ({describe(plan)}). Give more memory, a smaller batch, another number of "
+            "micro_batches (each holds a gradient of its own for tied weights), or cut large layers with limit="
         )
     layers = list(demand.profile.layers) if demand.profile is not None else []
     waiting = [layer for layer in reversed(list(dict.fromkeys(layers))) if layer not in plan.keep]

@@ -55,12 +55,12 @@ class Plan:
 FULL = Plan(
     # The tokenizer has 8,192 tokens; the embedding keeps Cerebras-GPT's 50,257 rows, so that 111M are 111M.
     model={"preset": "cerebras-gpt-111m"},
-    memory="1400MiB",
+    memory="1280MiB",
     seconds=270.0,
     text_bytes=12_000_000,
     sequence_length=256,
     sequences=4,
-    micro_batches=2,
+    micro_batches=1,
     learning_rate=6e-4,
     prompt="import os\n\n\ndef ",
     new_tokens=40,

@@ -18,9 +18,11 @@ from rich.console import Console
 from openwafer.base.errors import ConfigError, OpenwaferError, RunError
 from openwafer.base.events import EventWriter, StepRecord, read_steps
 from openwafer.base.machine import peak_rss_bytes
+from openwafer.base.units import parse_bytes
 from openwafer.data import Loader, TokenShards
 from openwafer.models import Decoder
 from openwafer.pytorch import Job, compile, init
+from openwafer.pytorch.construct import DEFAULT_MEMORY
 from openwafer.train.build import decoder_config, make_optimizer, make_scheduler
 from openwafer.train.config import RunConfig
 from openwafer.train.folder import RunFolder, resolved
@@ -98,7 +100,7 @@ def resume(run_dir: Path | str, overrides: Sequence[str] = (), *, console: Conso
 def open_job(config: RunConfig) -> Job:
     """Build the model in its store and compile it; a store with a committed state goes on from there."""
     torch.manual_seed(config.train.seed)
-    with init(config.store_dir) as store:
+    with init(config.store_dir, memory=_building_bytes(config)) as store:
         try:
             model = Decoder(decoder_config(config.model))
             optimizer = make_optimizer(model, config.optimizer)
@@ -116,6 +118,12 @@ def open_job(config: RunConfig) -> Job:
         except BaseException:
             store.close()
             raise
+
+
+def _building_bytes(config: RunConfig) -> int:
+    """Memory for parameters while the model is built: a share that leaves room for the largest of them."""
+    most = parse_bytes(DEFAULT_MEMORY)
+    return most if config.memory is None else min(most, parse_bytes(config.memory) // 4)
 
 
 def _dry_run(config: RunConfig, console: Console) -> Outcome:

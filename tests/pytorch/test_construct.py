@@ -122,6 +122,38 @@ def test_parameters_that_are_replaced_leave_nothing(tmp_path: Path) -> None:
     ow.compile(model, precision="fp32").close()
 
 
+def test_what_stays_in_memory_comes_back(tmp_path: Path) -> None:
+    """A small frozen parameter is in no page; it may have left while the model was built."""
+
+    def make_model() -> nn.Module:
+        torch.manual_seed(3)
+        first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+        first.bias.requires_grad_(False)
+        return nn.Sequential(first, second)
+
+    with ow.init(tmp_path / "store", memory=1):
+        model = make_model()
+    assert nursery_of(model[0].bias) is not None  # type: ignore[index]
+    job = ow.compile(model, precision="fp32")
+    for name, value in make_model().state_dict().items():
+        assert torch.equal(job.state_dict()[name], value), name
+    job.close()
+
+
+def test_values_are_not_kept_where_the_store_has_them(tmp_path: Path) -> None:
+    with ow.init(tmp_path / "store"):
+        first = ow.compile(decoder(), precision="fp32")
+    expected = first.state_dict()
+    first.close()
+    with ow.init(tmp_path / "store", memory=1):
+        model = decoder()
+        assert not (tmp_path / "store" / "init").exists()
+    job = ow.compile(model, precision="fp32")
+    for name, value in expected.items():
+        assert torch.equal(job.state_dict()[name], value), name
+    job.close()
+
+
 def test_other_store_is_refused(tmp_path: Path) -> None:
     with ow.init(tmp_path / "one") as store:
         model = nn.Linear(4, 4)
