@@ -11,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+import threading
+import weakref
 from pathlib import Path
 
 from openwafer.base import machine
@@ -21,6 +23,8 @@ HUGE_BYTES = 2 << 20
 TOP_PAD_BYTES = 64 << 20
 LARGEST_BYTES = 64 << 20
 MARGIN_BYTES = 32 << 20
+WORTH_BYTES = 4 << 20
+WATCH_S = 0.01
 NEVER_TRIM = (1 << 31) - 1
 
 
@@ -67,7 +71,10 @@ def give_back() -> None:
 
 
 class Heap:
-    """Looks after the heap at moments the caller chooses; cheap when there is nothing to do.
+    """Looks after the heap: at moments the caller chooses, and, once there is a limit, every few milliseconds.
+
+    Holes that were given back are filled anew while a long layer runs, not always the same ones, so that the resident
+    set creeps up between the borders of layers too: a thread watches it.
 
     Attributes:
         limit_bytes: resident set of the process beyond which unused memory is given back; None: never.
@@ -78,6 +85,24 @@ class Heap:
         self.limit_bytes: int | None = None
         self.num_given_back = 0
         self._end = 0
+        self._closing = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    def watch(self, limit_bytes: int) -> None:
+        """Keep the resident set below a limit, as far as giving back unused memory does."""
+        self.limit_bytes = limit_bytes
+        if self._watcher is None and _libc() is not None:
+            # Only a weak reference: a job that is dropped and never closed must not be watched for ever.
+            arguments = weakref.ref(self), self._closing
+            self._watcher = threading.Thread(target=_watch, args=arguments, name="openwafer-heap", daemon=True)
+            self._watcher.start()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closing.set()
+        if self._watcher is not None:
+            self._watcher.join()
+        self.limit_bytes = self._watcher = None
 
     def tend(self, growth_bytes: int = 0) -> None:
         """Ask for huge pages where the heap is new; give memory back if what comes would pass the limit."""
@@ -91,9 +116,25 @@ class Heap:
             if start and end - first >= HUGE_BYTES:
                 libc.madvise(first, end - first, MADV_HUGEPAGE)
             self._end = end
-        if self.limit_bytes is not None and machine.current_rss_bytes() + growth_bytes > self.limit_bytes:
-            libc.malloc_trim(0)
-            self.num_given_back += 1
+        self.trim(growth_bytes)
+
+    def trim(self, growth_bytes: int) -> bool:
+        """Give memory back if the limit would be passed; False if there was little to give."""
+        limit_bytes = self.limit_bytes
+        before = machine.current_rss_bytes()
+        if limit_bytes is None or before + growth_bytes <= limit_bytes:
+            return True
+        give_back()
+        self.num_given_back += 1
+        return before - machine.current_rss_bytes() >= WORTH_BYTES
+
+
+def _watch(watched: weakref.ref[Heap], closing: threading.Event) -> None:
+    pause_s = WATCH_S
+    while not closing.wait(pause_s) and (heap := watched()) is not None:
+        # Where there was nothing to give back there will be nothing in a moment either.
+        pause_s = WATCH_S if heap.trim(0) else 20 * WATCH_S
+        del heap
 
 
 def _heap_start() -> int:

@@ -143,7 +143,9 @@ def _prepare(plan: Plan, shards: Path, console: Console) -> None:
 def _standard_library(limit_bytes: int) -> list[Path]:
     """Python files of the standard library, its tests and installed packages left out, up to a total size."""
     root = Path(sysconfig.get_paths()["stdlib"])
+    # Tables of character sets are no text.
     others = {"site-packages", "dist-packages", "test", "tests", "__pycache__", "idlelib", "lib2to3", "pydoc_data"}
+    others.add("encodings")
     files, total = [], 0
     for path in sorted(root.rglob("*.py")):
         if others.isdisjoint(path.relative_to(root).parts) and path.stat().st_size:
