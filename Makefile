@@ -2,7 +2,7 @@
 #   make demo      the main job on real text: trains, is killed, resumes, writes (under 5 minutes on 2 cores)
 #   make test      the test suite: CPU, no network
 #   make check     format, lint, types, floors
-#   make bench     the measurements of README.md (long)
+#   make bench     the measurements of README.md (long); DEEPSPEED_PYTHON=VENV/bin/python for its rows, see benchmarks/peers.py
 #   make bench-gpu tests and measurements that need a CUDA device
 #
 # On Linux the package index serves PyTorch with CUDA (several GB). For the CPU build:
@@ -33,7 +33,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py $(if $(DEEPSPEED_PYTHON),--deepspeed-python $(DEEPSPEED_PYTHON))
 
 bench-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu

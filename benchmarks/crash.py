@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--folder", help="where to put the stores (default: a temporary folder)")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
     logging.getLogger("openwafer").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="openwafer-crash-", dir=args.folder) as temporary:
         folder = Path(temporary) / "store"

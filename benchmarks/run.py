@@ -48,6 +48,7 @@ MEASUREMENTS = (
         "--size 111m --tokens 256 --share 0.6 --rounds 1 --steps 1 --swap-rounds 0",
     ),
     Measurement("sizes.py", "", "--sizes 111m --tokens 256 --line-size 111m --line-tokens 64 128 --warmup 1"),
+    Measurement("build.py", "", "--size 111m --memory 1GiB", saves=False),
     Measurement("crash.py", "", "--kills 4 --interrupts 4 --crashes 8 --faults 2", saves=False),
 )
 

@@ -31,7 +31,7 @@ _PRODUCT_BYTES = 6 << 20
 """A 16-bit weight gradient is computed and added to the fp32 sum in parts of this size, for the same reason.
 
 Measured: V 50257, hidden 768, 1024 tokens, bf16, forward and backward 0.42 s (parts), 0.58 s (whole chunks of 512),
-1.34 s (whole logits, autograd); fp32 1.45 s against 1.61 s. 2 cores of an AMD EPYC with avx512_bf16, 2026-11.
+1.34 s (whole logits, autograd); fp32 1.50 s against 1.61 s. 2 cores of an AMD EPYC with avx512_bf16, 2026-11.
 """
 
 

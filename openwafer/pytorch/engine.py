@@ -151,6 +151,7 @@ class Engine:
 
     def detach(self) -> None:
         """Take the borders out again."""
+        self.heap.close()
         for handle in self._handles:
             handle.remove()
         for module, original in reversed(self._classes):

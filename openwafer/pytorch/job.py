@@ -265,7 +265,7 @@ class Job:
             self.engine.keep = set(plan.keep)
         heap.reuse()
         self.engine.growth_bytes = self.planner.growth_bytes()
-        self.engine.heap.limit_bytes = self.memory_bytes - heap.MARGIN_BYTES
+        self.engine.heap.watch(self.memory_bytes - heap.MARGIN_BYTES)
         if self.store.path is not None:
             self._streamer.configure(plan.pool_bytes, plan.grad_bytes, plan.resident)
 
