@@ -36,8 +36,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/run.py $(if $(DEEPSPEED_PYTHON),--deepspeed-python $(DEEPSPEED_PYTHON))
 
 bench-gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py --look
 	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python benchmarks/run.py --gpu
+	$(BIN)/python benchmarks/gpu.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

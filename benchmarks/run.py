@@ -56,8 +56,6 @@ MEASUREMENTS = (
 def main() -> None:
     """Run what was asked for."""
     args = parse()
-    if args.gpu:
-        raise SystemExit(gpu_refusal())
     results = args.results or (QUICK_RESULTS if args.quick else report.RESULTS)
     wanted = [m for m in MEASUREMENTS if not args.only or m.script.removesuffix(".py") in args.only]
     states = [(m.script, *run(m, args, results)) for m in wanted]
@@ -71,21 +69,11 @@ def parse() -> argparse.Namespace:
     names = [m.script.removesuffix(".py") for m in MEASUREMENTS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small, to see that everything works")
-    parser.add_argument("--gpu", action="store_true", help="the measurements that need a CUDA device")
     parser.add_argument("--only", nargs="*", choices=names, help="some of them")
     parser.add_argument("--deepspeed-python", help="Python that has DeepSpeed; see peers.py")
     parser.add_argument("--store", help="folder for stores (default: runs/ of this repository)")
     parser.add_argument("--results", type=Path, help="folder for results")
     return parser.parse_args()
-
-
-def gpu_refusal() -> str:
-    """There is nothing to run on a GPU yet: the engine computes on the CPU."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return "--gpu: this machine has no CUDA device that torch can use; nothing was measured"
-    return "--gpu: openwafer does not stream to CUDA devices yet; nothing was measured"
 
 
 def run(measurement: Measurement, args: argparse.Namespace, results: Path) -> tuple[str, float]:

@@ -71,7 +71,7 @@ class Accumulator:
             return False
         if _thread_has_modes():
             return False
-        random = RandomState()
+        random = RandomState(engine.generators)
         starts = [random.torch]
         for draws in (self._draws or [0] * count)[: count - 1]:
             starts.append(random_state.advance(starts[-1], draws))
@@ -81,9 +81,10 @@ class Accumulator:
         failed: str | None = None
 
         autocast = Autocast(engine.device_type)
+        carried = engine.carry()
 
         def task(index: int) -> None:
-            with autocast() if autocast.enabled else nullcontext():
+            with carried(), autocast() if autocast.enabled else nullcontext():
                 run(index)
             engine.account()
 
@@ -94,7 +95,7 @@ class Accumulator:
             if any(not torch.equal(end, start) for end, start in zip(baton.random_states, starts[1:], strict=False)):
                 failed = "the randomness of a micro-batch depends on its data"
             elif not random.others_are_now():
-                failed = "random numbers of Python or numpy are drawn"
+                failed = "random numbers of Python, numpy or the device are drawn"
         except Inexact as inexact:
             failed = inexact.reason
         except Exception as error:  # if it was not the order's fault, the plain loop raises it again

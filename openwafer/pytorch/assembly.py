@@ -132,9 +132,7 @@ def fill(cut: Partition, store: Store, streamer: Streamer, engine: Engine, resum
             param.data = engine.poison(param)
         if runtime.stored is None:
             assert slab is not None
-            runtime.slab, runtime.valid = slab, True
-            engine.bind(number, runtime.param_views())
-            runtime.state = [Buffer(region.num_bytes) for region in spec.regions[1:]]
+            streamer.place(number, slab, [Buffer(region.num_bytes) for region in spec.regions[1:]])
         elif not resumed:
             assert slab is not None
             _write_first(store, number, slab)

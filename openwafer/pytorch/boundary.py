@@ -58,7 +58,7 @@ def plain(value: Any) -> Any:
 
 def capture_buffers(tensors: Sequence[torch.Tensor], last_sum: int | None) -> tuple[bytes | None, int]:
     """The buffers as raw bytes, or None if they are what they were; and their checksum."""
-    views = [t.contiguous().view(-1).view(torch.uint8).numpy().data for t in tensors if t.numel()]
+    views = [t.cpu().contiguous().view(-1).view(torch.uint8).numpy().data for t in tensors if t.numel()]
     digest = xxhash.xxh3_64()
     for view in views:
         digest.update(view)

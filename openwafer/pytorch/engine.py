@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,9 +25,10 @@ from openwafer.pytorch.random_state import RandomState
 from openwafer.pytorch.schedule import Abandoned, Baton
 from openwafer.pytorch.side_state import SideState, Snapshot
 from openwafer.pytorch.visit import KeepingVisit, Kept, RecomputingVisit, SlabView
-from openwafer.streaming.files import Buffer
 from openwafer.streaming.heap import Heap
+from openwafer.streaming.link import Link
 from openwafer.streaming.streamer import Streamer
+from openwafer.streaming.window import Window
 
 # Modules of torch that take another path without gradients, unless something overrides torch functions.
 FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
@@ -58,15 +59,18 @@ class Engine:
 
     Args:
         precision: "bf16" runs forwards under autocast, "fp32" leaves them as they are.
-        keep: layers that keep their activations (by index in the partition).
+        link: to the device that computes; None: the CPU, in host memory.
     """
 
-    def __init__(self, model: nn.Module, cut: Partition, precision: str, device_type: str = "cpu"):
+    def __init__(self, model: nn.Module, cut: Partition, precision: str, link: Link | None = None):
         self.model = model
         self.cut = cut
         self.precision = precision
-        self.device_type = device_type
-        self.streamer: Streamer = None  # type: ignore[assignment]  # set by attach
+        self.link = link
+        self.device = torch.device("cpu") if link is None else link.device
+        self.device_type = self.device.type
+        self.generators = () if link is None else link.generators
+        self.streamer: Streamer | Window = None  # type: ignore[assignment]  # set by attach
         self.keep: set[int] = set()
         self.baton: Baton | None = None
         self.recorder: Recorder | None = None
@@ -94,6 +98,7 @@ class Engine:
         self._in_backward = False
         self._final_callback = False
         self._handles: list[Any] = []
+        self._threading: Any = None
         self._classes: list[tuple[nn.Module, type]] = []
         self._buffers: dict[int, torch.Tensor] = {}
         self._layer_buffers: list[tuple[int, ...]] = []
@@ -113,9 +118,11 @@ class Engine:
 
     # --- attaching ------------------------------------------------------------------------------------------------
 
-    def attach(self, streamer: Streamer) -> None:
+    def attach(self, streamer: Streamer | Window) -> None:
         """Put the borders into the model."""
         self.streamer = streamer
+        if self.link is not None:
+            self._threading = torch.autograd.set_multithreading_enabled(False)
         forward = [layer.pages for layer in self.cut.layers]
         self._plans = {"train": forward + forward[::-1], "eval": forward}
         self._trains = [(name, param, param.requires_grad) for name, param in self.model.named_parameters()]
@@ -149,8 +156,27 @@ class Engine:
             if module is self.model or (whole and id(module) not in inner):
                 self._wrap(module, self._root, zero_grad=module is self.model)
 
+    def carry(self) -> Callable[[], AbstractContextManager[Any]]:
+        """For the threads of micro-batches: to go on as this thread would.
+
+        On a device, a backward runs in the thread that calls it: torch's own threads know nothing of turns, of autocast
+        and of what `local` holds.
+        """
+        if self.link is None:
+            return nullcontext
+        stream = self.link.carry()
+
+        @contextmanager
+        def carried() -> Iterator[None]:
+            with stream(), torch.autograd.set_multithreading_enabled(False):
+                yield
+
+        return carried
+
     def detach(self) -> None:
         """Take the borders out again."""
+        if self._threading is not None:
+            self._threading.__exit__(None, None, None)
         self.heap.close()
         for handle in self._handles:
             handle.remove()
@@ -258,17 +284,11 @@ class Engine:
         for _, param in self.cut.pages[page].params:
             self._slabs.pop(param.untyped_storage().data_ptr(), None)
             param.data = self.poison(param)
-        slab = self.streamer.pages[page].slab
-        if slab is not None:
-            storage = slab.tensor.untyped_storage()
-            if torch._C._storage_Use_Count(storage._cdata) > 2:  # the slab's own, and `storage` here
-                # Somebody still uses a view of a parameter: the memory stays theirs, the pool gets some of its own.
-                self.streamer.pages[page].slab = Buffer(slab.num_bytes)
 
     def poison(self, param: torch.Tensor) -> torch.Tensor:
         """A tensor of the parameter's shape without memory of its own, NaN everywhere."""
         if param.dtype not in self._poison:
-            self._poison[param.dtype] = torch.full((1,), float("nan"), dtype=param.dtype)
+            self._poison[param.dtype] = torch.full((1,), float("nan"), dtype=param.dtype, device=self.device)
         if param.numel() == 1:
             return self._poison[param.dtype].clone().reshape(param.shape)
         return self._poison[param.dtype].expand(param.shape)
@@ -286,9 +306,8 @@ class Engine:
         self.require_same_step(view.updates)
         if view.page not in self._held:
             self._touch((view.page,))
-        slab = self.streamer.pages[view.page].slab
-        assert slab is not None
-        return torch.as_strided(slab.tensor.view(view.dtype), view.size, view.stride, view.offset)
+        slab = self.streamer.slab(view.page)
+        return torch.as_strided(slab.view(view.dtype), view.size, view.stride, view.offset)
 
     def buffer(self, key: int) -> torch.Tensor:
         return self._buffers[key]
@@ -447,7 +466,7 @@ class Engine:
         if not unsure:
             with self.side.forward():
                 return self._run_root(call, args, kwargs)
-        before, random, first = self.side.snapshot(), RandomState(), self.local.casts is None
+        before, random, first = self.side.snapshot(), RandomState(self.generators), self.local.casts is None
         self.start_log()
         try:
             with self.side.forward():
@@ -520,8 +539,19 @@ class Engine:
         return packed.tensor_as_saved()
 
     def record(self, recorder: Recorder) -> None:
-        """Show every call of a layer to a recorder instead of streaming (in a profiling child only)."""
+        """Show every call of a layer to a recorder instead of streaming, on the CPU (in a profiling child only)."""
         self.recorder = recorder
+        self.device_type = "cpu"
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """`record` may be called within; afterwards the engine and the model are as they were."""
+        before = self.side.snapshot()
+        try:
+            yield
+        finally:
+            self.recorder, self.device_type = None, self.device.type
+            before.restore()
 
     def _visit(self, layer: Layer, call: Callable, args: tuple, kwargs: dict) -> Any:
         if self.recorder is not None:
@@ -601,7 +631,7 @@ class Engine:
             _grad_of.__set__(param, None)
             if grad.layout != torch.strided:
                 raise RefusedError(f"the gradient of {name} is sparse: use sparse=False, its layer streams dense ones")
-            self.norms[page, index] = torch.linalg.vector_norm(grad)
+            self.norms[page, index] = norm_of(grad)
             grads[index] = grad.contiguous()
         self.streamer.stash(page, grads)
 
@@ -729,6 +759,13 @@ class Engine:
     def note_kept(self, layer: Layer, tensor: torch.Tensor) -> None:
         """Count activations that are kept, by layer."""
         self.kept_bytes[layer.name] = self.kept_bytes.get(layer.name, 0) + tensor.numel() * tensor.element_size()
+
+
+def norm_of(grad: torch.Tensor) -> torch.Tensor:
+    """With the bits of `clip_grad_norm_`, which has a kernel of its own on CUDA."""
+    if grad.is_cuda:
+        return torch._foreach_norm([grad])[0]  # pyright: ignore[reportPrivateImportUsage]
+    return torch.linalg.vector_norm(grad)
 
 
 def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:

@@ -17,6 +17,7 @@ class Forecast:
         disk_bytes: space the store takes; both slots of every page.
         read_bytes, write_bytes: disk traffic of a step.
         compute_s, io_s, update_s: seconds of a step's arithmetic, traffic and optimizer; the traffic runs beside them.
+        device_budget_bytes, device_peak_bytes: of the device that computes; link_bytes: to it and back in a step.
     """
 
     num_parameters: int
@@ -31,6 +32,9 @@ class Forecast:
     compute_s: float
     io_s: float
     update_s: float
+    device_budget_bytes: int | None = None
+    device_peak_bytes: int = 0
+    link_bytes: int = 0
 
     @property
     def step_s(self) -> float:
@@ -40,7 +44,8 @@ class Forecast:
     def rows(self) -> list[tuple[str, str]]:
         """Label and text of each line of a table."""
         budget = "no limit" if self.budget_bytes is None else f"of {format_bytes(self.budget_bytes)}"
-        bound = "arithmetic" if self.compute_s + self.update_s >= self.io_s else "the disk"
+        traffic = "the disk" if not self.device_peak_bytes else "the disk or the link to the device"
+        bound = "arithmetic" if self.compute_s + self.update_s >= self.io_s else traffic
         rows = [
             ("parameters", format_count(self.num_parameters)),
             ("training state", f"{format_bytes(self.state_bytes)} (parameters, gradients, optimizer state)"),
@@ -48,6 +53,12 @@ class Forecast:
             ("activations", f"{self.kept_layers} of {self.num_layers} layers keep theirs, the others recompute"),
             ("seconds a step", f"{format_seconds(self.step_s)}, bound by {bound}"),
         ]
+        if self.device_budget_bytes is not None:
+            of = f"of {format_bytes(self.device_budget_bytes)}"
+            rows += [
+                ("peak device memory", f"{format_bytes(self.device_peak_bytes)} {of}"),
+                ("link traffic a step", format_bytes(self.link_bytes)),
+            ]
         if self.disk_bytes:
             rows += [
                 ("disk space", format_bytes(self.disk_bytes)),

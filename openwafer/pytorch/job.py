@@ -31,6 +31,7 @@ from openwafer.pytorch.accumulate import Accumulator
 from openwafer.pytorch.assembly import fill, groups_of, page_spec, require_ordinary
 from openwafer.pytorch.boundary import Boundary, capture_buffers, json_copy, like, plain, put_buffers
 from openwafer.pytorch.construct import nursery_of
+from openwafer.pytorch.device import Device, open_device
 from openwafer.pytorch.engine import Engine
 from openwafer.pytorch.export import save_tensors
 from openwafer.pytorch.forecast import Forecast
@@ -38,10 +39,12 @@ from openwafer.pytorch.memory import MemoryPlan
 from openwafer.pytorch.partition import Partition, Selector, partition
 from openwafer.pytorch.planning import RING_CHUNKS, Planner, base_bytes
 from openwafer.streaming import heap
+from openwafer.streaming.link import Link
 from openwafer.streaming.resident import Ticket
 from openwafer.streaming.store import Store
 from openwafer.streaming.streamer import Streamer
 from openwafer.streaming.update import OptimizerSpec, snapshot
+from openwafer.streaming.window import Window
 
 PRECISIONS = ("bf16", "fp32")
 MOMENTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -64,6 +67,9 @@ def compile(
     limit: str | int | None = None,
     example: Any = None,
     micro_batches: int = 1,
+    device: str | torch.device | Link | None = None,
+    device_memory: str | int | None = None,
+    optimizer_device: str = "auto",
 ) -> Job:
     """Prepare a model to be trained (or only run) by streaming.
 
@@ -85,8 +91,14 @@ def compile(
         limit: layers larger than this are cut further.
         example: a batch as `step` will get it (with `micro_batches`): the budget is checked and divided here and now
             rather than at the first step.
+        device: where the model computes: None for the CPU, "auto" for this machine's accelerator, or its name. Buffers
+            and batches given to `step` are moved there, and back when the job is closed.
+        device_memory: budget on the device, e.g. "24GiB"; by default nine tenths of what is free.
+        optimizer_device: where updates are computed, "host" or "device"; "auto" takes the faster one, and in a run that
+            goes on the one it began with, since they round differently.
 
     Raises:
+        ConfigError: an option is wrong, or there is no such device.
         BudgetError: the memory budget is too small; names the smallest that works.
         RefusedError: something that cannot be streamed exactly.
         StoreError: the store is locked, damaged, or holds another model.
@@ -108,6 +120,7 @@ def compile(
         store = made.store
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         optimizer = optimizer(model.parameters())
+    place = open_device(device, device_memory, optimizer_device)
     cut = partition(model, layers=layers, limit_bytes=None if limit is None else parse_bytes(limit))
     owner = store if isinstance(store, Store) else Store(store)
     try:
@@ -126,6 +139,7 @@ def compile(
             moments=MOMENTS[moments],
             example=example,
             micro_batches=micro_batches,
+            device=place,
         )
     except BaseException:
         if owner is not store:
@@ -153,6 +167,7 @@ class Job:
         moments: torch.dtype,
         example: Any,
         micro_batches: int,
+        device: Device | None = None,
     ):
         self.model = model
         self.store = store
@@ -170,39 +185,46 @@ class Job:
         self._cut = cut
         self._last_loss: float = math.nan
         self._torn = False
+        self._updates_on = "host"
         self._applied: MemoryPlan | None = None
         require_ordinary(model)
         groups = groups_of(model, cut, optimizer)
         self._spec = None if optimizer is None else OptimizerSpec.of(optimizer, moments=moments)
         self._specs = [page_spec(number, page, groups, optimizer, self._spec) for number, page in enumerate(cut.pages)]
-        self.engine = Engine(model, cut, precision)
+        self.device = device
+        self.engine = Engine(model, cut, precision, None if device is None else device.link)
         self._accumulator = Accumulator(self.engine)
         self._keep = keep
         self.engine.keep = self._layers_to_keep(keep)
-        self.planner = Planner(store, self._specs, self.engine, memory_bytes, self._forward_loss)
+        self.planner = Planner(store, self._specs, self.engine, memory_bytes, self._forward_loss, device)
         self.planner.refuse_hopeless(self._base_without_parameters())
         resumed = store.attach(self._specs)
-        self._streamer = self._make_streamer()
+        self._streamer, self._front = self._make_streamer()
         try:
             self._begin(resumed)
             if example is not None:
                 self._configure(batches.split(example, micro_batches))
         except BaseException:
-            self.closed = True
-            self.engine.detach()
-            self._streamer.close()
+            self._give_up()
             raise
 
     def _begin(self, resumed: bool) -> None:
         fill(self._cut, self.store, self._streamer, self.engine, resumed)
-        self.engine.attach(self._streamer)
+        if self.device is not None:
+            self.device.move(self._beside_pages())
+        self.engine.attach(self._front)
         self._buffers_sum: int | None = None
         if resumed:
             self._resume()
+        before = self._updates_on if resumed else None
+        self._updates_on = "host"
+        if self.device is not None and self.device.computes_updates(self._spec, before):
+            self._updates_on = "device"
+            self._streamer.update_over(self.device.link)
         if self.optimizer is not None:
             self._take_over(self.optimizer)
         self._boundary = self._capture()
-        self._streamer.start()
+        self._front.start()
         if not resumed and self.store.path is not None:
             self._order_commit(self._boundary)
             self._streamer.wait_committed()
@@ -226,29 +248,33 @@ class Job:
         inside = sum(param.untyped_storage().nbytes() for page in self._cut.pages for _, param in page.params)
         return max(0, machine.current_rss_bytes() - inside)
 
-    def _make_streamer(self) -> Streamer:
-        """A streamer that can load any layer; `_configure` gives it the rest of the budget."""
+    def _make_streamer(self) -> tuple[Streamer, Streamer | Window]:
+        """A streamer that can load any layer, and what the engine sees of it; `_configure` gives it the budget."""
         pool, grads = None, None
         if self.store.path is not None and self.memory_bytes is not None:
             layers = self._cut.layers
             pool = max((sum(self._specs[i].param_bytes for i in layer.pages) for layer in layers), default=0)
             pool += sum(self._specs[i].param_bytes for i in self._cut.shared)
             grads = 0
-        return Streamer(
+        device, engine = self.device, self.engine
+        streamer = Streamer(
             self.store,
             self._specs,
             self._spec,
             pool_bytes=pool,
             grad_bytes=grads,
             ring_chunks=RING_CHUNKS,
-            bind=self.engine.bind,
-            unbind=self.engine.unbind,
+            bind=engine.bind if device is None else lambda page, views: None,
+            unbind=engine.unbind if device is None else lambda page: None,
         )
+        if device is None:
+            return streamer, streamer
+        return streamer, Window(streamer, device.link, bind=engine.bind, unbind=engine.unbind)
 
     def _configure(self, parts: Sequence[Any]) -> None:
         """Divide the memory budget for batches like this one."""
         if self.planner.is_new(parts):
-            self.planner.make_plan(parts, base_bytes(self._streamer.memory_bytes))
+            self.planner.make_plan(parts, base_bytes(self._front.memory_bytes))
         plan = self.planner.plan
         if self._applied is plan and plan is not None:
             return
@@ -256,18 +282,18 @@ class Job:
         if self.planner.note is not None:
             self.notes.append(self.planner.note)
             self.planner.note = None
+        if self._keep == "auto":
+            self.engine.keep = set(self.planner.keep)
+        if isinstance(self._front, Window) and self.planner.device_plan is not None:
+            self._front.pool_bytes = self.planner.device_plan.pool_bytes
         if plan is None:
-            if self._keep == "auto":
-                self.engine.keep = set(range(len(self._cut.layers)))
             return
         assert self.memory_bytes is not None
-        if self._keep == "auto":
-            self.engine.keep = set(plan.keep)
         heap.reuse()
         self.engine.growth_bytes = self.planner.growth_bytes()
         self.engine.heap.watch(self.memory_bytes - heap.MARGIN_BYTES)
         if self.store.path is not None:
-            self._streamer.configure(plan.pool_bytes, plan.grad_bytes, plan.resident)
+            self._front.configure(plan.pool_bytes, plan.grad_bytes, plan.resident)
 
     def _take_over(self, optimizer: torch.optim.Optimizer) -> None:
         """The user's optimizer goes on holding the hyperparameters; stepping it steps the job."""
@@ -295,11 +321,12 @@ class Job:
         groups = [] if self.optimizer is None else [plain(snapshot(g)) for g in self.optimizer.param_groups]
         return {
             "step": self.step_count,
-            "random": random_state.save(),
+            "random": random_state.save(self.engine.generators),
             "groups": groups,
             "scheduler": None if self.scheduler is None else plain(self.scheduler.state_dict()),
             "extra": json_copy(self.extra),
             "plain_order": self._accumulator.plain_order,
+            "optimizer_device": self._updates_on,
         }
 
     def _resume(self) -> None:
@@ -319,7 +346,8 @@ class Job:
         self.step_count = self.durable_step = state["step"]
         self.extra = state["extra"]
         self._accumulator.plain_order = state["plain_order"]
-        random_state.restore(state["random"])
+        self._updates_on = state.get("optimizer_device", "host")
+        random_state.restore(state["random"], self.engine.generators)
         if self.optimizer is not None:
             for group, saved in zip(self.optimizer.param_groups, state["groups"], strict=True):
                 group.update({key: like(group.get(key), value) for key, value in saved.items()})
@@ -329,9 +357,11 @@ class Job:
         for page, steps in zip(self._streamer.pages, state["steps"], strict=True):
             page.steps = [int(step) for step, _ in zip(steps, page.steps, strict=True)]
 
+    def _beside_pages(self) -> list[torch.Tensor]:
+        return [*(tensor for _, tensor in self._cut.left), *self.model.buffers()]
+
     def _buffer_tensors(self) -> list[torch.Tensor]:
-        left = [tensor for _, tensor in self._cut.left]
-        return [t.data for t in [*left, *self.model.buffers()]]
+        return [tensor.data for tensor in self._beside_pages()]
 
     def _capture(self) -> Boundary:
         """The state besides the pages, as it is now; buffers only if they differ from those last committed."""
@@ -407,7 +437,7 @@ class Job:
             BudgetError: the memory budget is too small for it.
         """
         self._require_open()
-        return self.planner.forecast(batches.split(batch, micro_batches), base_bytes(self._streamer.memory_bytes))
+        return self.planner.forecast(batches.split(batch, micro_batches), base_bytes(self._front.memory_bytes))
 
     @property
     def plain_order(self) -> str | None:
@@ -431,7 +461,7 @@ class Job:
             raise ConfigError("the batch has no valid target: every label is -100")
 
         def forward_backward(index: int) -> torch.Tensor:
-            loss = self._forward_loss(parts[index])
+            loss = self._forward_loss(parts[index] if self.device is None else self.device.put(parts[index]))
             if len(parts) > 1:
                 equal = counts[index] * len(parts) == total
                 loss = loss / len(parts) if equal else loss * (counts[index] / total)
@@ -446,7 +476,8 @@ class Job:
         return self._last_loss
 
     def _forward_loss(self, part: Any) -> torch.Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=True) if self.precision == "bf16" else nullcontext():
+        bf16 = self.precision == "bf16"
+        with torch.autocast(self.engine.device_type, dtype=torch.bfloat16) if bf16 else nullcontext():
             output = batches.call(self.model, part)
             return batches.find_loss(output) if self._loss is None else self._loss(output, part)
 
@@ -461,7 +492,7 @@ class Job:
         self._require_open()
         if self.optimizer is None:
             raise ConfigError("this job has no optimizer: give one to compile")
-        if torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled():
+        if torch.is_autocast_enabled(self.engine.device_type) and torch.is_autocast_cache_enabled():
             raise RefusedError(
                 "an optimizer step inside an autocast region: plain PyTorch would go on with casts of the old "
                 "parameters. Leave the region first, or use torch.autocast(..., cache_enabled=False)"
@@ -472,7 +503,7 @@ class Job:
             streamer.flush()
         streamer.wait_committed()
         norms = self._norms_in_order()
-        norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+        norm = torch.linalg.vector_norm(torch.stack(norms)).cpu() if norms else torch.zeros(())
         finite = bool(torch.isfinite(norm)) or self._all_finite()
         self._torn = True
         self.step_count += 1
@@ -482,7 +513,7 @@ class Job:
                 coef = torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0)
             hyper = tuple(snapshot(group) for group in self.optimizer.param_groups)
             try:
-                streamer.issue(Ticket(hyper, coef, self.step_count % self.commit_every == 0))
+                self._front.issue(Ticket(hyper, coef, self.step_count % self.commit_every == 0))
             except StoreError:
                 self._torn = False  # the streamer has stopped, commits nothing, and goes on saying why
                 raise
@@ -539,12 +570,12 @@ class Job:
         for number, page in enumerate(self._cut.pages):
             self._streamer.acquire([number], "reading")
             try:
-                for name, param in page.params:
-                    yield name, param.detach()
+                for (name, _), value in zip(page.params, self._streamer.pages[number].param_views(), strict=True):
+                    yield name, value
             finally:
                 self._streamer.release([number])
         for name, tensor in self._cut.left:
-            yield name, tensor.detach()
+            yield name, tensor.detach().cpu()
 
     def state_dict(self) -> OrderedDict[str, torch.Tensor]:
         """A copy of the model's state, all of it in memory; `save` streams it to disk instead."""
@@ -556,7 +587,7 @@ class Job:
         names = {id(param): name for name, param in self.model.named_parameters()}
         result: OrderedDict[str, torch.Tensor] = OrderedDict()
         for key, tensor in self.model.state_dict(keep_vars=True).items():
-            result[key] = values[names[id(tensor)]] if id(tensor) in names else tensor.detach().clone()
+            result[key] = values[names[id(tensor)]] if id(tensor) in names else tensor.detach().clone().cpu()
         return result
 
     def optimizer_state(self) -> Iterator[tuple[str, dict[str, torch.Tensor | int]]]:
@@ -595,7 +626,7 @@ class Job:
         """
         self._settle()
         path = Path(folder)
-        buffers = ((name, buffer) for name, buffer in self.model.named_buffers() if name in self._persistent())
+        buffers = ((name, buffer.cpu()) for name, buffer in self.model.named_buffers() if name in self._persistent())
         save_tensors(itertools.chain(self.named_parameters(), buffers), path)
         return path
 
@@ -649,10 +680,16 @@ class Job:
             if not self._torn:
                 self._finish()
         finally:
-            self.closed = True
-            self.engine.detach()
-            self._streamer.close()
+            self._give_up()
             self.store.close()
+
+    def _give_up(self) -> None:
+        """Stop, and leave the model as it is without a job."""
+        self.closed = True
+        self.engine.detach()
+        self._front.close()
+        if self.device is not None:
+            self.device.move_back(self._beside_pages())
 
     def _finish(self) -> None:
         """Apply every ordered update, and commit the state as it was when the last of them was ordered."""
@@ -678,9 +715,7 @@ class Job:
     def abandon(self) -> None:
         """Close without committing: the store stays at its last commit."""
         if not self.closed:
-            self.closed = True
-            self.engine.detach()
-            self._streamer.close()
+            self._give_up()
             self.store.close()
 
     def _require_open(self) -> None:

@@ -57,9 +57,11 @@ class Demand:
 
     Attributes:
         accesses: sets of pages in the order of a step; `shared`: pages that stay for the whole step.
-        profile: activations of one micro-batch; None if the model could not be run on fake tensors.
+        profile: activations of one micro-batch; None if the model could not be run on fake tensors, or runs elsewhere.
         flops_s, moved_bytes_s, read_bytes_s, write_bytes_s: what this machine does in a second, to weigh
             recomputation against traffic.
+        on_device: the memory is a device's and the traffic that of its link: every step begins with new parameters,
+            and gradients do not wait there.
     """
 
     base_bytes: int
@@ -73,6 +75,7 @@ class Demand:
     moved_bytes_s: float = 1e10
     read_bytes_s: float = 1e9
     write_bytes_s: float = 1e9
+    on_device: bool = False
 
 
 def least(demand: Demand, keep: frozenset[int] = frozenset()) -> MemoryPlan:
@@ -158,7 +161,7 @@ def divide(demand: Demand, budget_bytes: int, start: MemoryPlan) -> MemoryPlan:
     plan = start
     if plan.peak_bytes > budget_bytes:
         raise BudgetError(
-            f"memory={format_bytes(budget_bytes)} is too small: this step needs at least "
+            f"{'device_' * demand.on_device}memory={format_bytes(budget_bytes)} is too small: this step needs at least "
             f"{_round_up(plan.peak_bytes)} ({describe(plan)}). Give more memory, a smaller batch, another number of "
             "micro_batches (each holds a gradient of its own for tied weights), or cut large layers with limit="
         )
@@ -221,7 +224,7 @@ def _less_traffic(demand: Demand, plan: MemoryPlan) -> MemoryPlan | None:
     """The plan with one step more of memory spent against disk traffic: gradients, parameters, then state."""
     trainable = [spec for spec in demand.specs if spec.trainable]
     step = max((spec.param_bytes for spec in trainable), default=0)
-    if plan.grad_bytes < sum(spec.param_bytes for spec in trainable):
+    if not demand.on_device and plan.grad_bytes < sum(spec.param_bytes for spec in trainable):
         grad_bytes = plan.grad_bytes + step
         return replace(plan, grad_bytes=grad_bytes, working_bytes=working_peak(demand, plan.keep, grad_bytes))
     if plan.pool_bytes < sum(spec.param_bytes for spec in demand.specs):
@@ -238,7 +241,7 @@ def _with_traffic(demand: Demand, plan: MemoryPlan) -> MemoryPlan:
     read = parameter_reads(demand, plan.pool_bytes)
     read += sum(spec.state_bytes for spec in trainable if spec.index not in plan.resident)
     write = sum(spec.param_bytes + spec.state_bytes for spec in trainable)
-    spilled = gradient_spills(demand, plan.grad_bytes)
+    spilled = 0 if demand.on_device else gradient_spills(demand, plan.grad_bytes)
     return replace(plan, read_bytes=read + spilled, write_bytes=write + spilled)
 
 
@@ -257,20 +260,20 @@ def gradient_spills(demand: Demand, grad_bytes: int) -> int:
 
 
 def parameter_reads(demand: Demand, pool_bytes: int) -> int:
-    """Bytes of parameters read in one cycle of accesses, once the pool is warm.
+    """Bytes of parameters read in one cycle of accesses, once the pool is warm (a device's is empty at the start).
 
     Follows the streamer's rule: what comes next is fetched ahead, in order, as long as it fits when only pages that
     are used later than it leave, the farthest first.
     """
     sizes = [spec.param_bytes for spec in demand.specs]
     if sum(sizes) <= pool_bytes:
-        return 0
+        return sum(sizes) if demand.on_device else 0
     shared = set(demand.shared)
     sequence = [tuple(i for i in dict.fromkeys(access) if i not in shared) for access in demand.accesses]
     length = len(sequence)
     room = pool_bytes - sum(sizes[i] for i in shared)
     present: set[int] = set()
-    reads = 0
+    reads = sum(sizes[i] for i in shared) if demand.on_device else 0
 
     def bring(index: int, position: int, distance: int, held: set[int]) -> bool:
         """Make room by evicting pages used later than `distance`, and read."""
@@ -291,6 +294,8 @@ def parameter_reads(demand: Demand, pool_bytes: int) -> int:
         return True
 
     for position in range(2 * length):
+        if demand.on_device and position == length:
+            present.clear()
         held = set(sequence[position % length])
         for index in sequence[position % length]:
             if index not in present:

@@ -7,7 +7,7 @@ torch keeps a Mersenne Twister in the layout of its legacy generator: seed (8 by
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,9 +71,11 @@ def _twister(state: torch.Tensor) -> tuple[np.random.MT19937, int]:
 
 
 class RandomState:
-    """Where the generators of Python, numpy and torch are now."""
+    """Where the generators of Python, numpy and torch are now, and those of a device if it has some."""
 
-    def __init__(self) -> None:
+    def __init__(self, generators: Sequence[torch.Generator] = ()) -> None:
+        self.generators = generators
+        self.devices = [generator.get_state() for generator in generators]
         self.torch = torch.get_rng_state()
         self.python = random.getstate()
         self.numpy = np.random.get_state()
@@ -83,13 +85,17 @@ class RandomState:
         return torch.equal(self.torch, torch.get_rng_state()) and self.others_are_now()
 
     def others_are_now(self) -> bool:
-        """Whether nothing has been drawn since from Python's and numpy's generators."""
+        """Whether nothing has been drawn since from the generators of Python, numpy and the device."""
+        if any(not torch.equal(g.get_state(), s) for g, s in zip(self.generators, self.devices, strict=True)):
+            return False
         _, key, *rest = self.numpy
         _, now_key, *now_rest = np.random.get_state()
         return self.python == random.getstate() and rest == now_rest and np.array_equal(key, now_key)
 
     def restore(self) -> None:
         """Go back there."""
+        for generator, state in zip(self.generators, self.devices, strict=True):
+            generator.set_state(state)
         torch.set_rng_state(self.torch)
         random.setstate(self.python)
         np.random.set_state(self.numpy)
@@ -97,7 +103,7 @@ class RandomState:
     @contextmanager
     def put_back(self) -> Iterator[None]:
         """Go back there for a while."""
-        later = RandomState()
+        later = RandomState(self.generators)
         self.restore()
         try:
             yield
@@ -105,21 +111,28 @@ class RandomState:
             later.restore()
 
 
-def save() -> dict[str, Any]:
-    """The random state of Python, numpy and torch, as JSON."""
+def save(generators: Sequence[torch.Generator] = ()) -> dict[str, Any]:
+    """The random state of Python, numpy and torch, and of a device's generators, as JSON."""
     version, words, gauss = random.getstate()
     kind, key, position, has_gauss, cached = np.random.get_state()
     return {
         "python": [version, list(words), gauss],
         "numpy": [kind, np.asarray(key).tolist(), position, has_gauss, cached],
         "torch": bytes(torch.get_rng_state().numpy()).hex(),
+        "devices": [bytes(generator.get_state().numpy()).hex() for generator in generators],
     }
 
 
-def restore(saved: dict[str, Any]) -> None:
-    """Put back what `save` gave."""
+def restore(saved: dict[str, Any], generators: Sequence[torch.Generator] = ()) -> None:
+    """Put back what `save` gave; generators of a device that was not there then stay where they are."""
     version, words, gauss = saved["python"]
     random.setstate((version, tuple(words), gauss))
     kind, key, position, has_gauss, cached = saved["numpy"]
     np.random.set_state((kind, np.array(key, dtype=np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(torch.frombuffer(bytearray.fromhex(saved["torch"]), dtype=torch.uint8))
+    torch.set_rng_state(_from_hex(saved["torch"]))
+    for generator, state in zip(generators, saved.get("devices", ()), strict=False):
+        generator.set_state(_from_hex(state))
+
+
+def _from_hex(state: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8)

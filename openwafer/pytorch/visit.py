@@ -118,7 +118,7 @@ class RecomputingVisit:
         self.inputs = [(t, t._version) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         self.side = engine.side.mark()
         self.modes = [(module, module.training) for module in layer.module.modules()]
-        self.random: RandomState | None = RandomState()
+        self.random: RandomState | None = RandomState(engine.generators)
         self.buffers: dict[int, torch.Tensor] = {}
         self.shapes: list[tuple[torch.Size, torch.dtype]] = []
         self.saved: dict[int, Kept] | None = None

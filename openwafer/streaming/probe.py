@@ -1,4 +1,4 @@
-"""Measures this machine for about a second: matrix products, the disk under a folder, the optimizer."""
+"""Measures this machine for about a second: matrix products, the disk or the link to a device, the optimizer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ import torch
 
 from openwafer.base.errors import StoreError
 from openwafer.streaming.files import Buffer, FileLayer, IOEngine, PageFile
+from openwafer.streaming.link import Link
+from openwafer.streaming.update import OptimizerSpec, snapshot
 
+CPU = torch.device("cpu")
 FILE_BYTES = 128 << 20
 BLOCK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a machine does in a second; disk rates with reads and writes side by side."""
+    """What a machine does in a second; bytes are those of the disk, or of the link to a device."""
 
     flops_s: float
     moved_bytes_s: float
@@ -35,19 +38,57 @@ def probe(folder: Path | None, dtype: torch.dtype) -> Rates:
     return Rates(probe_products(dtype), probe_elementwise(dtype), read, write, probe_update())
 
 
+def probe_device(link: Link, dtype: torch.dtype) -> Rates:
+    """Measure a device: copies to it are reads, copies from it writes."""
+    up, down = probe_link(link)
+    return Rates(
+        probe_products(dtype, link.device), probe_elementwise(dtype, link.device), up, down, probe_update_over(link)
+    )
+
+
 @functools.cache
-def probe_products(dtype: torch.dtype) -> float:
+def probe_products(dtype: torch.dtype, device: torch.device = CPU) -> float:
     """Floating point operations a second in matrix products of a layer's size."""
-    left, right = torch.randn(512, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
-    return 2 * 512 * 2048 * 2048 / _seconds(lambda: torch.mm(left, right))
+    left, right = _numbers(512, 2048, device=device).to(dtype), _numbers(2048, 2048, device=device).to(dtype)
+    return 2 * 512 * 2048 * 2048 / _seconds(lambda: torch.mm(left, right), device)
 
 
 @functools.cache
-def probe_elementwise(dtype: torch.dtype) -> float:
+def probe_elementwise(dtype: torch.dtype, device: torch.device = CPU) -> float:
     """Bytes read and written a second by an elementwise operation on tensors that no cache holds."""
-    values = torch.randn(1 << 24).to(dtype)
+    values = _numbers(1 << 24, device=device).to(dtype)
     result = torch.empty_like(values)
-    return 2 * values.numel() * values.element_size() / _seconds(lambda: torch.mul(values, 2.0, out=result))
+    return 2 * values.numel() * values.element_size() / _seconds(lambda: torch.mul(values, 2.0, out=result), device)
+
+
+def _numbers(*shape: int, device: torch.device) -> torch.Tensor:
+    """Normal numbers that are drawn from no generator of the caller's."""
+    return torch.randn(*shape, generator=torch.Generator(device).manual_seed(0), device=device)
+
+
+@functools.cache
+def probe_link(link: Link) -> tuple[float, float]:
+    """Bytes a second to a device, and from it."""
+    buffer = Buffer(BLOCK_BYTES * 8)
+    link.pin(buffer)
+    there = torch.empty(buffer.num_bytes, dtype=torch.uint8, device=link.device)
+    up = _seconds(lambda: link.upload(there, buffer.tensor, link.mark()).synchronize())
+    down = _seconds(lambda: link.download([(buffer.tensor, there)]).synchronize())
+    return buffer.num_bytes / up, buffer.num_bytes / down
+
+
+@functools.cache
+def probe_update_over(link: Link) -> float:
+    """Parameters a second through fused AdamW in fp32 on a device, with the copies to it and back."""
+    count = 1 << 20
+    buffers = [Buffer(4 * count) for _ in range(4)]
+    for buffer in buffers:
+        link.pin(buffer)
+    values, grad, first, second = (buffer.view(torch.float32, 0, count) for buffer in buffers)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(values)], fused=True)
+    spec, hyper = OptimizerSpec.of(optimizer), snapshot(optimizer.param_groups[0])
+    state = {"exp_avg": first, "exp_avg_sq": second}
+    return count / _seconds(lambda: link.update(spec, hyper, 1, values, grad, state))
 
 
 @functools.cache
@@ -89,13 +130,16 @@ def probe_disk(folder: Path) -> tuple[float, float]:
     return half / seconds, half / seconds
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _seconds(call: Callable[[], object], device: torch.device = CPU) -> float:
     """Seconds of the fastest of a few calls, warmed up."""
+    wait = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
     call()
+    wait()
     best = float("inf")
     deadline = time.perf_counter() + 0.25
     while time.perf_counter() < deadline:
         started = time.perf_counter()
         call()
+        wait()
         best = min(best, time.perf_counter() - started)
     return best

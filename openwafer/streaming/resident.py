@@ -11,6 +11,7 @@ import torch
 
 from openwafer.base.errors import StoreTimeout
 from openwafer.streaming.files import Buffer
+from openwafer.streaming.link import Event
 from openwafer.streaming.page import PageSpec
 from openwafer.streaming.store import StoredPage
 
@@ -31,6 +32,12 @@ class Gradients:
     tensors: dict[int, torch.Tensor] = field(default_factory=dict)
     spilled: tuple[int, ...] = ()
     sums: list[int | None] = field(default_factory=list)
+    arrival: Event | None = None
+
+    def wait(self) -> None:
+        """Wait until a copy into the tensors, if there is one under way, is through."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
 
     @property
     def num_bytes(self) -> int:
@@ -65,16 +72,29 @@ class Page:
     def param_views(self) -> list[torch.Tensor]:
         """The page's parameters as views of its slab."""
         assert self.slab is not None
-        flat = self.slab.view(self.spec.dtype, 0, self.spec.numel)
-        return [flat[p.offset : p.offset + p.numel].view(p.shape) for p in self.spec.params]
+        return param_views(self.spec, self.slab.tensor)
+
+
+def param_views(spec: PageSpec, slab: torch.Tensor) -> list[torch.Tensor]:
+    """The parameters of a page as views of its bytes."""
+    flat = slab[: spec.numel * spec.dtype.itemsize].view(spec.dtype)
+    return [flat[p.offset : p.offset + p.numel].view(p.shape) for p in spec.params]
+
+
+def in_use(slab: torch.Tensor) -> bool:
+    """Whether a tensor beside `slab` itself has its memory."""
+    storage = slab.untyped_storage()
+    own = 3 if slab._is_view() else 2  # the slab's, that of the tensor it was cut from, and `storage` here
+    return torch._C._storage_Use_Count(storage._cdata) > own
 
 
 class Ring:
     """A fixed number of chunk buffers; `take` waits until one is given back."""
 
     def __init__(self, num_bytes: int, count: int):
-        self._free = [Buffer(num_bytes) for _ in range(count)]
+        self.buffers = [Buffer(num_bytes) for _ in range(count)]
         self.count = count
+        self._free = list(self.buffers)
         self._condition = threading.Condition()
 
     def take(self, timeout_s: float) -> Buffer:

@@ -18,11 +18,12 @@ import torch
 
 from openwafer.base.errors import OpenwaferError, StoreError
 from openwafer.streaming.files import Buffer
+from openwafer.streaming.link import Event, Link
 from openwafer.streaming.page import CHUNK_ELEMENTS, PageSpec
-from openwafer.streaming.resident import Gradients, Page, Ring, Ticket
+from openwafer.streaming.resident import Gradients, Page, Ring, Ticket, in_use
 from openwafer.streaming.store import Store
 from openwafer.streaming.transfer import Transfer
-from openwafer.streaming.update import OptimizerSpec
+from openwafer.streaming.update import OptimizerSpec, apply
 
 
 class Streamer:
@@ -70,6 +71,16 @@ class Streamer:
         self._changed = threading.Condition(self._lock)
         self._thread = threading.Thread(target=self._run, name="openwafer-streamer", daemon=True)
 
+    def place(self, index: int, slab: Buffer, state: list[Buffer]) -> None:
+        """Give a page that only memory holds its contents, before `start`."""
+        page = self.pages[index]
+        page.slab, page.state, page.valid = slab, state, True
+        self._bind(index, page.param_views())
+
+    def update_over(self, link: Link) -> None:
+        """From now on updates are computed on the device of a link."""
+        self._transfer.apply_piece = link.update
+
     def start(self) -> None:
         """Begin to stream; pages must have their first contents in the store or in their slabs by now."""
         self._thread.start()
@@ -93,6 +104,15 @@ class Streamer:
         slabs = self._slab_bytes or sum(page.slab.num_bytes for page in self.pages if page.slab is not None)
         return slabs + ring + state + sum(page.grads.num_bytes for page in self.pages)
 
+    def buffers(self) -> list[Buffer]:
+        """The memory that has to do with a device: slabs, and what updates pass through if they are computed there."""
+        with self._lock:
+            slabs = [page.slab for page in self.pages if page.slab is not None]
+            if self._transfer.apply_piece is apply:
+                return slabs
+            state = [buffer for page in self.pages for buffer in page.state or ()]
+            return [*slabs, *state, *(self._ring.buffers if self._ring is not None else ())]
+
     # --- called by the compute thread ---------------------------------------------------------------------------
 
     def acquire(self, indices: Sequence[int], cause: str) -> None:
@@ -108,6 +128,19 @@ class Streamer:
                 self._changed.notify_all()
                 self._wait(lambda: all(self.pages[i].ready for i in indices), f"loading {self._names(missing)}")
                 self.stall_s[cause] = self.stall_s.get(cause, 0.0) + time.perf_counter() - started
+
+    def hold_if_ready(self, index: int) -> bool:
+        """Hold a page if that takes no waiting."""
+        with self._lock:
+            page = self.pages[index]
+            page.holds += page.ready
+            return page.ready
+
+    def slab(self, index: int) -> torch.Tensor:
+        """The bytes of a page that is held."""
+        slab = self.pages[index].slab
+        assert slab is not None
+        return slab.tensor
 
     def release(self, indices: Sequence[int]) -> None:
         """Give up a hold; the page may leave memory."""
@@ -130,13 +163,14 @@ class Streamer:
             self._position = position
             self._changed.notify_all()
 
-    def stash(self, index: int, grads: Mapping[int, torch.Tensor]) -> None:
-        """Take the gradients of a page, by parameter index, until their update."""
+    def stash(self, index: int, grads: Mapping[int, torch.Tensor], arrival: Event | None = None) -> None:
+        """Take the gradients of a page, by parameter index, until their update; `arrival`: when they have come."""
         with self._changed:
             self._raise_failure()
             page = self.pages[index]
             assert not page.grads.spilled and page.pending is None
             page.grads.tensors.update(grads)
+            page.grads.arrival = arrival
             self._changed.notify_all()
             slack = page.spec.param_bytes
             if self._over_grad_budget(slack):
@@ -153,6 +187,7 @@ class Streamer:
             if page.grads.spilled:
                 page.loading = True
             else:
+                page.grads.wait()
                 grads, page.grads = page.grads.tensors, Gradients()
                 return grads
         try:
@@ -395,6 +430,9 @@ class Streamer:
     def _evict(self, page: Page) -> None:
         assert page.slab is not None and page.holds == 0 and not page.dirty
         self._unbind(page.spec.index)
+        if in_use(page.slab.tensor):
+            # Somebody still uses a view of a parameter: the memory stays theirs, the pool gets some of its own.
+            page.slab = Buffer(page.slab.num_bytes)
         self._free_slabs.setdefault(page.spec.param_bytes, []).append(page.slab)
         page.slab, page.valid = None, False
 
@@ -409,6 +447,7 @@ class Streamer:
         if ticket is None:
             self._transfer.read_params(page)
         else:
+            page.grads.wait()
             self._transfer.update(page, ticket, read_params)
         with self._changed:
             if ticket is not None:
@@ -432,6 +471,7 @@ class Streamer:
         return waiting > self.grad_bytes + slack_bytes
 
     def _spill(self, page: Page) -> None:
+        page.grads.wait()
         spilled = self._transfer.spill(page)
         with self._changed:
             page.grads = spilled

@@ -22,12 +22,17 @@ from openwafer.streaming.update import OptimizerSpec, apply
 
 
 class Transfer:
-    """Reads, updates and writes pages of one store."""
+    """Reads, updates and writes pages of one store.
+
+    Attributes:
+        apply_piece: what updates a piece of a parameter, as `update.apply`.
+    """
 
     def __init__(self, store: Store, pages: Sequence[Page], optimizer: OptimizerSpec | None, ring: Ring | None):
         self.store = store
         self.pages = pages
         self.optimizer = optimizer
+        self.apply_piece = apply
         self._ring = ring
         self._scratch: PageFile | None = None
         self._offsets: list[int] = []
@@ -169,7 +174,8 @@ class Transfer:
         assert self.optimizer is not None
         hyper = ticket.hyper[page.spec.params[index].group]
         step = page.steps[index] + 1
-        apply(self.optimizer, hyper, step, values, grad, state, ticket.clip_coef, element=page.first_element + start)
+        first = page.first_element + start
+        self.apply_piece(self.optimizer, hyper, step, values, grad, state, ticket.clip_coef, element=first)
 
     def _finish_chunk(
         self, page: Page, target: Slot | None, chunk: int, state: Sequence[Buffer], write: bool

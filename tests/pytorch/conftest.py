@@ -69,6 +69,7 @@ def assert_equal_to_plain(
     backwards: int = 1,
     order: str | None = None,
     twin: Callable[[], nn.Module] | None = None,
+    window: int | None = None,
     **options: Any,
 ) -> ow.Job:
     """Train twice; every loss, gradient, parameter, buffer, moment and random state must have the same bits.
@@ -79,6 +80,7 @@ def assert_equal_to_plain(
         backwards: backward calls per update (gradient accumulation).
         order: expected start of `job.schedule`.
         twin: makes the same model again, where a copy would not do.
+        window: bytes for pages on the device; None holds all of them.
     """
     torch.manual_seed(SEED)
     model = make_model()
@@ -105,6 +107,8 @@ def assert_equal_to_plain(
         **options,
     )
     squeeze(job, tier)
+    if window is not None:
+        job._front.pool_bytes = window
     try:
         streamed = _train_streamed(job, **setting)
         compare(plain, streamed)
