@@ -382,8 +382,10 @@ class Job:
     # --- running ----------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward, by streaming."""
+        """The model's forward, by streaming; tensors among the arguments go to the device that computes."""
         self._require_open()
+        if self.device is not None:
+            args, kwargs = self.device.put((args, kwargs))
         return self.model(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Job:

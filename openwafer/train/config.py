@@ -148,7 +148,7 @@ class LogConfig(Section):
 
 
 class RunConfig(Section):
-    """A whole training run."""
+    """A whole training run; `device` is where it computes: the CPU if left out, "auto" for an accelerator, "cuda:1"."""
 
     run: Path
     model: ModelConfig
@@ -157,6 +157,8 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     memory: Size | None = None
+    device: str | None = None
+    device_memory: Size | None = None
     store: Path | None = None
     log: LogConfig = LogConfig()
 
@@ -177,6 +179,8 @@ class RunConfig(Section):
         positions = self.model.max_positions
         if positions is not None and length > positions:
             raise ValueError(f"data.sequence_length {length} is over model.max_positions {positions}")
+        if self.device_memory is not None and self.device is None:
+            raise ValueError("device_memory is the budget of a device: name it, e.g. device=auto")
         if self.train.validate_every is not None and not self.data.validation:
             raise ValueError("train.validate_every needs data.validation, a share of the data such as 0.01")
         return self

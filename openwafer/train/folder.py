@@ -19,7 +19,15 @@ from openwafer.train.config import STORE, RunConfig
 from openwafer.train.read_config import dump_config, parse_config
 
 # What may change when a run goes on without changing what its steps compute, or only how many there are.
-MAY_CHANGE = ("train.steps", "train.commit_every", "train.validate_every", "train.validation_batches", "memory", "log")
+MAY_CHANGE = (
+    "train.steps",
+    "train.commit_every",
+    "train.validate_every",
+    "train.validation_batches",
+    "memory",
+    "device_memory",
+    "log",
+)
 
 
 @dataclasses.dataclass(frozen=True)

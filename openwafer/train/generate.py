@@ -52,7 +52,7 @@ def generate_text(
     ids: list[int] = tokenizer.encode(prompt).ids
     if not ids:
         raise ConfigError("the prompt has no tokens; give some text with --prompt.")
-    job = open_job(config)
+    job = open_job(config.model_copy(update={"device": None, "device_memory": None}))  # a token at a time: on the CPU
     try:
         if job.step_count == 0:
             raise RunError(f"{folder.path} has not committed a step yet; let it train first.")

@@ -109,6 +109,8 @@ def open_job(config: RunConfig) -> Job:
                 optimizer=optimizer,
                 scheduler=make_scheduler(optimizer, config.schedule, config.total_steps),
                 memory=config.memory,
+                device=config.device,
+                device_memory=config.device_memory,
                 store=store,
                 precision=config.train.precision,
                 clip_norm=config.train.clip_norm,
