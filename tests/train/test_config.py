@@ -57,7 +57,7 @@ def test_a_configuration_cannot_be_changed():
             "unknown key xyzzy; known there: run, model, data, train, optimizer, schedule, memory, device, "
             "device_memory, store, log.",
         ),
-        ("device_memory=8GiB", "device_memory is the budget of a device: name it, e.g. device=auto"),
+        ("device_memory=8GiB", "device_memory is the budget of a device: name it, e.g. device=auto."),
         ("train.steps='3'", "train.steps: '3' is not allowed; it must be a whole number."),
         ("train.steps=true", "train.steps: True is not allowed; it must be a whole number."),
         ("train.steps=0", "train.steps: 0 is not allowed; it must be greater than or equal to 1."),
