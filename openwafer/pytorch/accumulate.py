@@ -28,17 +28,26 @@ class Accumulator:
     """Runs micro-batches over one engine.
 
     Attributes:
-        plain_order: why micro-batches run one after another; None: they run together.
+        group: how many micro-batches run together; the groups run one after another. None: all of them.
+        plain_order: why micro-batches run one after another; None: they need not.
         notes: what a person should read once.
     """
 
     def __init__(self, engine: Engine):
         self.engine = engine
+        self.group: int | None = None
         self.plain_order: str | None = None
         self.notes: list[str] = []
         self._draws: list[int] | None = None
         self._failures = 0
         self._order: list[object] = []
+
+    @property
+    def order(self) -> str:
+        """How micro-batches run, in a few words."""
+        if self.plain_order is not None or self.group == 1:
+            return "micro-batch-major"
+        return "layer-major" if self.group is None else f"layer-major in groups of {self.group}"
 
     def run(self, count: int, task: Callable[[int], torch.Tensor]) -> list[torch.Tensor]:
         """Run `task`, forward and backward of a micro-batch, for each; returns the losses."""
@@ -48,7 +57,8 @@ class Accumulator:
             self.engine.local.index = index
             losses.append(task(index))
 
-        if count == 1 or self.plain_order is not None or not self._together(count, run, losses):
+        alone = min(count, self.group or count) == 1
+        if alone or self.plain_order is not None or not self._together(count, run, losses):
             self._in_turn(count, run)
         return losses
 
@@ -65,7 +75,7 @@ class Accumulator:
             self._draws = known if len(known) == count else None
 
     def _together(self, count: int, run: Callable[[int], None], losses: list[torch.Tensor]) -> bool:
-        """All micro-batches, layer by layer; False, with everything put back, if that differs from the plain loop."""
+        """Groups of micro-batches, layer by layer; False, all put back, if that differs from the plain loop."""
         engine = self.engine
         if any(page.grads.present for page in self.engine.streamer.pages if page.pending is None):
             return False
@@ -77,22 +87,31 @@ class Accumulator:
             starts.append(random_state.advance(starts[-1], draws))
         if len(starts) != count:
             starts = [random.torch] * count
-        baton = Baton(starts, self._order or engine.expected_order)
+        group = min(count, self.group or count)
+        order = self._order or engine.expected_order
+        ends: list[torch.Tensor] = []
         failed: str | None = None
 
         autocast = Autocast(engine.device_type)
         carried = engine.carry()
 
-        def task(index: int) -> None:
+        def task(index: int, turn: int) -> None:
+            engine.local.turn = turn
             with carried(), autocast() if autocast.enabled else nullcontext():
                 run(index)
             engine.account()
 
         try:
-            with engine.taking_turns(baton):
-                run_together(baton, [lambda index=index: task(index) for index in range(count)])
+            with engine.taking_turns():
+                for first in range(0, count, group):
+                    engine.baton = baton = Baton(starts[first : first + group], order)
+                    members = range(first, min(count, first + group))
+                    run_together(baton, [lambda i=i, turn=turn: task(i, turn) for turn, i in enumerate(members)])
+                    engine.rest()
+                    order = baton.order
+                    ends += baton.random_states
             engine.require_unchanged()
-            if any(not torch.equal(end, start) for end, start in zip(baton.random_states, starts[1:], strict=False)):
+            if any(not torch.equal(end, start) for end, start in zip(ends, starts[1:], strict=False)):
                 failed = "the randomness of a micro-batch depends on its data"
             elif not random.others_are_now():
                 failed = "random numbers of Python, numpy or the device are drawn"
@@ -104,10 +123,9 @@ class Accumulator:
             failed = f"one of them failed beside the others ({error!r})"
         if failed is None:
             self._failures = 0
-            self._order = baton.order
-            engine.rest()
+            self._order = order
             engine.turns_ended(exact=True)
-            torch.set_rng_state(baton.random_states[-1])
+            torch.set_rng_state(ends[-1])
             return True
         losses.clear()
         engine.rest()

@@ -38,9 +38,13 @@ _grad_of: Any = torch.Tensor.grad
 
 
 class Pass(threading.local):
-    """What the current thread is doing: which micro-batch, in the model's call or not, in which layer's call."""
+    """What the current thread is doing: which micro-batch, in the model's call or not, in which layer's call.
+
+    `turn` is the micro-batch's place among those that take turns with it.
+    """
 
     index = 0
+    turn = 0
     inside = False
     visiting: Layer | None = None
     casts: dict[int, int] | None = None
@@ -320,7 +324,7 @@ class Engine:
             return
         if self.baton is not None:
             self.account()
-            self.baton.reach(self.local.index, layer)
+            self.baton.reach(self.local.turn, layer)
         self.heap.tend(self.growth_bytes.get(layer.name, 0))
         if self._current is layer:
             return
@@ -361,6 +365,8 @@ class Engine:
         self._arrived.clear()
         self.local.casts = None
         self._clear_casts()
+        if self._cursor >= len(self._plans[self._cycle or "train"]):
+            self._cursor = 0  # the plan is of fewer rounds than this step has
 
     def require_same_step(self, updates: int) -> None:
         """A backward may only use the parameters its forward has used."""
@@ -678,8 +684,8 @@ class Engine:
         self._buffer_log = None
 
     @contextmanager
-    def taking_turns(self, baton: Baton) -> Iterator[None]:
-        """While micro-batches take turns: whatever one of them leaves for another to see ends it."""
+    def taking_turns(self) -> Iterator[None]:
+        """While micro-batches take turns, as `baton` has it: whatever one of them leaves for another to see ends it."""
 
         def assigned(module: nn.Module, name: str) -> None:
             if id(module) in self._modules:
@@ -688,7 +694,6 @@ class Engine:
         self.start_log()
         self._before = self.side.snapshot()
         self.side.on_change = assigned
-        self.baton = baton
         self._last_index = {}
         self._graphs = {}
         try:

@@ -16,6 +16,7 @@ class Forecast:
         peak_bytes: largest resident set of the process.
         disk_bytes: space the store takes; both slots of every page.
         read_bytes, write_bytes: disk traffic of a step.
+        group: how many of the `micro_batches` of a step run together, layer by layer.
         compute_s, io_s, update_s: seconds of a step's arithmetic, traffic and optimizer; the traffic runs beside them.
         device_budget_bytes, device_peak_bytes: of the device that computes; link_bytes: to it and back in a step.
     """
@@ -35,6 +36,8 @@ class Forecast:
     device_budget_bytes: int | None = None
     device_peak_bytes: int = 0
     link_bytes: int = 0
+    micro_batches: int = 1
+    group: int = 1
 
     @property
     def step_s(self) -> float:
@@ -53,6 +56,9 @@ class Forecast:
             ("activations", f"{self.kept_layers} of {self.num_layers} layers keep theirs, the others recompute"),
             ("seconds a step", f"{format_seconds(self.step_s)}, bound by {bound}"),
         ]
+        if self.micro_batches > 1:
+            together = "all together" if self.group == self.micro_batches else f"{self.group} at a time"
+            rows.insert(4, ("micro-batches", f"{self.micro_batches} a step, {together} through every layer"))
         if self.device_budget_bytes is not None:
             of = f"of {format_bytes(self.device_budget_bytes)}"
             rows += [

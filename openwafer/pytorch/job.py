@@ -288,6 +288,7 @@ class Job:
             self._front.pool_bytes = self.planner.device_plan.pool_bytes
         if plan is None:
             return
+        self._accumulator.group = plan.group if plan.group < len(parts) else None
         assert self.memory_bytes is not None
         heap.reuse()
         self.engine.growth_bytes = self.planner.growth_bytes()
@@ -450,7 +451,7 @@ class Job:
     def schedule(self) -> str:
         """How the layers run, in a few words."""
         kept = len(self.engine.keep)
-        order = "layer-major" if self._accumulator.plain_order is None else "micro-batch-major"
+        order = self._accumulator.order
         return f"{order}, {kept} of {len(self._cut.layers)} layers keep activations"
 
     def backward(self, batch: Any, micro_batches: int = 1) -> float:

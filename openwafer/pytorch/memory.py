@@ -8,7 +8,7 @@ and back. All sizes are predicted before anything is allocated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from openwafer.base.errors import BudgetError
@@ -18,6 +18,8 @@ from openwafer.streaming.page import PageSpec
 
 # Beside what is counted: the allocator's rounding and libraries' scratch memory; chosen from measurements here.
 RECOMPUTED_SHARE = 0.29  # of a layer's work: its forward, a third, less the last product, which no one needs again
+CLEAR_GAIN = 0.03
+HIDDEN_SHARE = 0.7  # traffic in rounds may take at most this part of the arithmetic's time
 SLACK_BYTES = 48 << 20
 SLACK_SHARE = 0.10  # of activations: holes in the heap between tensors that stay and tensors that go
 
@@ -31,6 +33,7 @@ class MemoryPlan:
         pool_bytes: parameters in use and on their way; grad_bytes: gradients that may wait for their update in memory.
         working_bytes: most that activations and gradients take together at any moment.
         read_bytes, write_bytes: disk traffic of a step.
+        group: micro-batches that run layer by layer together; the groups of a step run one after another.
     """
 
     base_bytes: int
@@ -43,6 +46,7 @@ class MemoryPlan:
     resident_bytes: int
     read_bytes: int
     write_bytes: int
+    group: int = 1
 
     @property
     def peak_bytes(self) -> int:
@@ -56,8 +60,9 @@ class Demand:
     """What a step asks of memory and disk, whatever the division.
 
     Attributes:
-        accesses: sets of pages in the order of a step; `shared`: pages that stay for the whole step.
+        accesses: sets of pages in the order of a round; `shared`: pages that stay for the whole step.
         profile: activations of one micro-batch; None if the model could not be run on fake tensors, or runs elsewhere.
+        micro_batches: those that run together in a round; `rounds`: how many follow one another in a step.
         flops_s, moved_bytes_s, read_bytes_s, write_bytes_s: what this machine does in a second, to weigh
             recomputation against traffic.
         on_device: the memory is a device's and the traffic that of its link: every step begins with new parameters,
@@ -76,6 +81,7 @@ class Demand:
     read_bytes_s: float = 1e9
     write_bytes_s: float = 1e9
     on_device: bool = False
+    rounds: int = 1
 
 
 def least(demand: Demand, keep: frozenset[int] = frozenset()) -> MemoryPlan:
@@ -88,14 +94,16 @@ def least(demand: Demand, keep: frozenset[int] = frozenset()) -> MemoryPlan:
         # The layer at which the forward turns round needs its activations at once: keeping them costs nothing.
         keep |= {demand.profile.layers[-1]}
     working = working_peak(demand, keep, 0)
-    plan = MemoryPlan(demand.base_bytes, demand.ring_bytes, pool, 0, working, keep, frozenset(), 0, 0, 0)
+    group = demand.micro_batches
+    plan = MemoryPlan(demand.base_bytes, demand.ring_bytes, pool, 0, working, keep, frozenset(), 0, 0, 0, group)
     return _with_traffic(demand, plan)
 
 
 def working_peak(demand: Demand, keep: frozenset[int], grad_bytes: int) -> int:
     """Most that activations and gradients take together, when the layers of `keep` keep their activations.
 
-    Gradients fill their share while the backward empties the activations, and drain in the next forward.
+    Gradients fill their share while the backward empties the activations, and drain in the next step's forward; from
+    the second round on they wait all the time, and each page's come back for more to be added.
     """
     trainable = [spec for spec in demand.specs if spec.trainable]
     total = sum(spec.param_bytes for spec in trainable)
@@ -110,10 +118,11 @@ def working_peak(demand: Demand, keep: frozenset[int], grad_bytes: int) -> int:
         saved = profile.saved_bytes[visit]
         saved_before.append(saved_before[-1] + saved)
         held_before.append(held_before[-1] + (saved if layer in keep else profile.output_bytes[visit]))
+    again = demand.rounds > 1
     waiting = [min(total, grad_bytes)]
     for access in demand.accesses[: last + 1]:
         updated = sum(demand.specs[i].param_bytes for i in access if demand.specs[i].trainable)
-        waiting.append(max(0, waiting[-1] - updated))
+        waiting.append(waiting[-1] if again else max(0, waiting[-1] - updated))
     peak = made = leaving = 0
     forward, backward = 0, last
     for segment in profile.segments:
@@ -130,10 +139,19 @@ def working_peak(demand: Demand, keep: frozenset[int], grad_bytes: int) -> int:
         carried = max(0, segment.live_bytes - saved_before[backward + 1])
         held = held_before[backward] + (held_before[backward + 1] + carried) * others
         new = segment.new_gradient_bytes
+        if again:  # beside what the rounds before have made, a gradient on its way to be added to it
+            new += _largest_param(demand, backward)
+            made = total - segment.new_gradient_bytes
         peak = max(peak, own + held + new + min(made, grad_bytes + leaving))
-        made += new
-        leaving = new or leaving
+        made += segment.new_gradient_bytes
+        leaving = segment.new_gradient_bytes or leaving
     return peak
+
+
+def _largest_param(demand: Demand, visit: int) -> int:
+    """Bytes of the largest parameter of a visit's layer."""
+    specs = [demand.specs[index] for index in demand.accesses[visit]]
+    return max((param.numel * spec.dtype.itemsize for spec in specs for param in spec.params), default=0)
 
 
 def in_memory(demand: Demand, keep: frozenset[int] = frozenset()) -> MemoryPlan:
@@ -184,19 +202,57 @@ def divide(demand: Demand, budget_bytes: int, start: MemoryPlan) -> MemoryPlan:
         plan = better
 
 
+def divide_rounds(
+    demand: Demand, budget_bytes: int, start: Callable[[Demand], MemoryPlan]
+) -> tuple[Demand, MemoryPlan]:
+    """Divide a budget, and the micro-batches of a step into rounds.
+
+    Together, every layer is loaded once a pass, but each micro-batch holds activations of its own. Fewer at a time
+    leave memory to keep activations, and load every layer once a round: chosen if it saves clearly more time than a
+    prediction may be wrong by, while the traffic stays hidden behind arithmetic; or if nothing else fits.
+
+    Args:
+        demand: of all micro-batches together.
+        start: what must be, for a demand.
+
+    Raises:
+        BudgetError: the budget is too small, however they are divided; names the smallest that works.
+    """
+    count = demand.micro_batches
+    best: tuple[Demand, MemoryPlan] | None = None
+    refusals: list[BudgetError] = []
+    for group in sorted((g for g in range(1, count + 1) if count % g == 0), reverse=True):
+        rounds = replace(demand, micro_batches=group, rounds=count // group)
+        try:
+            plan = divide(rounds, budget_bytes, start(rounds))
+        except BudgetError as refusal:
+            refusals.append(refusal)
+            continue
+        hidden = io_seconds(rounds, plan) < HIDDEN_SHARE * compute_seconds(rounds, plan)
+        if best is None or (hidden and predict_seconds(rounds, plan) < (1 - CLEAR_GAIN) * predict_seconds(*best)):
+            best = rounds, plan
+    if best is None:
+        raise refusals[-1]
+    return best
+
+
 def predict_seconds(demand: Demand, plan: MemoryPlan) -> float:
     """Seconds of a step: the longer of computing and moving bytes."""
     return max(compute_seconds(demand, plan), io_seconds(demand, plan))
 
 
 def compute_seconds(demand: Demand, plan: MemoryPlan) -> float:
-    """Seconds of arithmetic, recomputation included."""
+    """Seconds of arithmetic, recomputation and waiting for gradients that come back to be added to included."""
     if demand.profile is None:
         return 0.0
     visits = demand.profile.layers
     again = sum(layer not in plan.keep for layer in visits) / max(1, len(visits))
     once = demand.profile.flops / demand.flops_s + demand.profile.moved_bytes / demand.moved_bytes_s
-    return once * demand.micro_batches * (1 + again * RECOMPUTED_SHARE)
+    arithmetic = once * demand.micro_batches * demand.rounds * (1 + again * RECOMPUTED_SHARE)
+    back = 0
+    if demand.rounds > 1 and plan.write_bytes:
+        back = gradient_spills(demand, plan.grad_bytes) * (demand.rounds - 1)
+    return arithmetic + back / demand.read_bytes_s
 
 
 def io_seconds(demand: Demand, plan: MemoryPlan) -> float:
@@ -238,15 +294,15 @@ def _less_traffic(demand: Demand, plan: MemoryPlan) -> MemoryPlan | None:
 
 def _with_traffic(demand: Demand, plan: MemoryPlan) -> MemoryPlan:
     trainable = [spec for spec in demand.specs if spec.trainable]
-    read = parameter_reads(demand, plan.pool_bytes)
+    read = parameter_reads(demand, plan.pool_bytes) * demand.rounds
     read += sum(spec.state_bytes for spec in trainable if spec.index not in plan.resident)
     write = sum(spec.param_bytes + spec.state_bytes for spec in trainable)
-    spilled = 0 if demand.on_device else gradient_spills(demand, plan.grad_bytes)
+    spilled = 0 if demand.on_device else gradient_spills(demand, plan.grad_bytes) * demand.rounds
     return replace(plan, read_bytes=read + spilled, write_bytes=write + spilled)
 
 
 def gradient_spills(demand: Demand, grad_bytes: int) -> int:
-    """Bytes of gradients that go to disk and back in a step: whole pages, those made first, until the rest fits."""
+    """Bytes of gradients that go to disk and back in a round: whole pages, those made first, until the rest fits."""
     order: list[int] = []
     for access in reversed(demand.accesses):  # a page's gradient is final at its last use in the backward
         order += [i for i in access if demand.specs[i].trainable and i not in order]

@@ -20,7 +20,17 @@ from openwafer.base.units import format_bytes
 from openwafer.pytorch.device import Device
 from openwafer.pytorch.engine import Engine
 from openwafer.pytorch.forecast import Forecast
-from openwafer.pytorch.memory import Demand, MemoryPlan, compute_seconds, describe, divide, in_memory, io_seconds, least
+from openwafer.pytorch.memory import (
+    Demand,
+    MemoryPlan,
+    compute_seconds,
+    describe,
+    divide,
+    divide_rounds,
+    in_memory,
+    io_seconds,
+    least,
+)
 from openwafer.pytorch.profile import Profile, profile, profile_here
 from openwafer.streaming import heap
 from openwafer.streaming.page import CHUNK_ELEMENTS, PageSpec
@@ -120,9 +130,11 @@ class Planner:
         measured = self._profile(parts)
         set_aside = 0 if measured is not None else self.budget_bytes // 2
         demand = self._demand(base_bytes + set_aside, measured, len(parts))
-        start = in_memory(demand) if self.store.path is None else least(demand)
-        self.demand = demand
-        self.plan = divide(demand, self.budget_bytes, start)
+        start = in_memory if self.store.path is None else least
+        if measured is None:
+            self.demand, self.plan = demand, divide(demand, self.budget_bytes, start(demand))
+        else:
+            self.demand, self.plan = divide_rounds(demand, self.budget_bytes, start)
         return self.plan
 
     def _plan_device(self, device: Device, parts: Sequence[Any]) -> None:
@@ -164,6 +176,8 @@ class Planner:
             update_s=trained / rates.update_params_s,
             device_budget_bytes=None if self.device is None else self.device.memory_bytes,
             device_peak_bytes=0 if self.device_plan is None else on_device.peak_bytes,
+            micro_batches=len(parts),
+            group=plan.group,
             link_bytes=0 if self.device_plan is None else on_device.read_bytes + on_device.write_bytes,
         )
 

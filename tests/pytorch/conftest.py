@@ -70,6 +70,7 @@ def assert_equal_to_plain(
     order: str | None = None,
     twin: Callable[[], nn.Module] | None = None,
     window: int | None = None,
+    group: int | None = None,
     **options: Any,
 ) -> ow.Job:
     """Train twice; every loss, gradient, parameter, buffer, moment and random state must have the same bits.
@@ -81,6 +82,7 @@ def assert_equal_to_plain(
         order: expected start of `job.schedule`.
         twin: makes the same model again, where a copy would not do.
         window: bytes for pages on the device; None holds all of them.
+        group: micro-batches that run together; None: all of them.
     """
     torch.manual_seed(SEED)
     model = make_model()
@@ -107,6 +109,7 @@ def assert_equal_to_plain(
         **options,
     )
     squeeze(job, tier)
+    job._accumulator.group = group
     if window is not None:
         job._front.pool_bytes = window
     try:

@@ -588,3 +588,18 @@ def test_equals_plain(name: str, setting: dict[str, Any], equal_to_plain: Callab
 def test_equals_plain_autocast(name: str, count: int, equal_to_plain: Callable) -> None:
     make_model, make_batch, options = CASES[name]
     equal_to_plain(make_model, make_batch, precision="bf16", tier="disk", clip=0.5, micro_batches=count, **options)
+
+
+@pytest.mark.parametrize("group", [1, 2, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_equals_plain_in_groups(name: str, group: int, equal_to_plain: Callable) -> None:
+    make_model, make_batch, options = CASES[name]
+    equal_to_plain(make_model, make_batch, tier="disk", clip=0.5, micro_batches=4, group=group, **options)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_dropout_in_groups(precision: str, equal_to_plain: Callable) -> None:
+    """The random state goes from one group to the next."""
+    order = "layer-major in groups of 2"
+    setting = dict(tier="mixed", micro_batches=4, group=2, steps=5, order=order, precision=precision)
+    equal_to_plain(lambda: LanguageModel("module", 0.2), TOKENS, **setting)
