@@ -401,6 +401,9 @@ class Job:
     def step(self, batch: Any, micro_batches: int = 1) -> StepRecord:
         """One optimizer step on a batch, cut into micro-batches that share every layer's load.
 
+        Under a memory budget they may do so in several rounds, where that leaves room to keep activations and the
+        forecast is faster; bits do not depend on it, `forecast` tells.
+
         The gradient is that of the sum of the token losses over all valid targets of the step divided by their
         number: each micro-batch's mean loss counts with its share of them.
 
@@ -444,7 +447,7 @@ class Job:
 
     @property
     def plain_order(self) -> str | None:
-        """Why micro-batches run one after another; None: they share every layer's load."""
+        """Why micro-batches must run one after another; None: they can share a layer's load."""
         return self._accumulator.plain_order
 
     @property
