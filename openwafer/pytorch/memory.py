@@ -22,6 +22,7 @@ CLEAR_GAIN = 0.03
 HIDDEN_SHARE = 0.7  # traffic in rounds may take at most this part of the arithmetic's time
 SLACK_BYTES = 48 << 20
 SLACK_SHARE = 0.10  # of activations: holes in the heap between tensors that stay and tensors that go
+SLACK_SHARE_ROUNDS = 0.13  # the same where gradients come back and leave again between activations
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class MemoryPlan:
         pool_bytes: parameters in use and on their way; grad_bytes: gradients that may wait for their update in memory.
         working_bytes: most that activations and gradients take together at any moment.
         read_bytes, write_bytes: disk traffic of a step.
-        group: micro-batches that run layer by layer together; the groups of a step run one after another.
+        group: micro-batches that run layer by layer together; the groups of a step, `rounds`, run one after another.
     """
 
     base_bytes: int
@@ -47,12 +48,14 @@ class MemoryPlan:
     read_bytes: int
     write_bytes: int
     group: int = 1
+    rounds: int = 1
 
     @property
     def peak_bytes(self) -> int:
         """Predicted peak resident set of the process."""
         counted = self.base_bytes + self.ring_bytes + self.pool_bytes + self.working_bytes + self.resident_bytes
-        return counted + int(self.working_bytes * SLACK_SHARE) + SLACK_BYTES
+        share = SLACK_SHARE if self.rounds == 1 else SLACK_SHARE_ROUNDS
+        return counted + int(self.working_bytes * share) + SLACK_BYTES
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,20 @@ def least(demand: Demand, keep: frozenset[int] = frozenset()) -> MemoryPlan:
         # The layer at which the forward turns round needs its activations at once: keeping them costs nothing.
         keep |= {demand.profile.layers[-1]}
     working = working_peak(demand, keep, 0)
-    group = demand.micro_batches
-    plan = MemoryPlan(demand.base_bytes, demand.ring_bytes, pool, 0, working, keep, frozenset(), 0, 0, 0, group)
+    plan = MemoryPlan(
+        base_bytes=demand.base_bytes,
+        ring_bytes=demand.ring_bytes,
+        pool_bytes=pool,
+        grad_bytes=0,
+        working_bytes=working,
+        keep=keep,
+        resident=frozenset(),
+        resident_bytes=0,
+        read_bytes=0,
+        write_bytes=0,
+        group=demand.micro_batches,
+        rounds=demand.rounds,
+    )
     return _with_traffic(demand, plan)
 
 

@@ -127,7 +127,7 @@ class Streamer:
                 self._wanted.extend(missing)
                 self._changed.notify_all()
                 self._wait(lambda: all(self.pages[i].ready for i in indices), f"loading {self._names(missing)}")
-                self.stall_s[cause] = self.stall_s.get(cause, 0.0) + time.perf_counter() - started
+                self._stalled(cause, started)
 
     def hold_if_ready(self, index: int) -> bool:
         """Hold a page if that takes no waiting."""
@@ -176,7 +176,7 @@ class Streamer:
             if self._over_grad_budget(slack):
                 started = time.perf_counter()
                 self._wait(lambda: not self._over_grad_budget(slack), "spilling gradients")
-                self.stall_s["gradients"] = self.stall_s.get("gradients", 0.0) + time.perf_counter() - started
+                self._stalled("gradients", started)
 
     def take_gradients(self, index: int) -> dict[int, torch.Tensor]:
         """Give back the stashed gradients of a page (to add to them), reading them from disk if need be."""
@@ -190,10 +190,12 @@ class Streamer:
                 page.grads.wait()
                 grads, page.grads = page.grads.tensors, Gradients()
                 return grads
+        started = time.perf_counter()
         try:
             grads = self._transfer.unspill(page)
         finally:
             with self._changed:
+                self._stalled("gradients", started)
                 page.loading = False
                 self._changed.notify_all()
         page.grads = Gradients()
@@ -269,6 +271,10 @@ class Streamer:
         self._transfer.close()
 
     # --- waiting --------------------------------------------------------------------------------------------------
+
+    def _stalled(self, cause: str, started: float) -> None:
+        """Count the seconds since `started` as waiting."""
+        self.stall_s[cause] = self.stall_s.get(cause, 0.0) + time.perf_counter() - started
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for the streamer's thread, which fails loudly and bounds each of its own waits."""
