@@ -28,21 +28,13 @@ def largest_tensor(size: str) -> int:
 
 
 def settings(trial: Trial) -> dict[str, Any]:
-    """The JSON configuration; `trial.options` may change single settings."""
+    """The JSON configuration; `trial.options` may change single settings, or leave all of them to DeepSpeed."""
     options = dict(trial.options)
     buffer = -(-largest_tensor(trial.size) // ALIGNMENT) * ALIGNMENT
     pipelined = options.get("pipelined", False)
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": trial.micro_batches,
-        "gradient_clipping": CLIP_NORM,
-        "steps_per_print": 1 << 30,
-        "bf16": {"enabled": True},
-        "optimizer": {
-            "type": "AdamW",
-            # As torch.optim.AdamW has it.
-            "params": {"lr": LEARNING_RATE, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01},
-        },
+    offload = {"device": "nvme", "nvme_path": trial.store}
+    untuned = {"zero_optimization": {"stage": 3, "offload_param": offload, "offload_optimizer": offload}}
+    tuned = {
         "zero_optimization": {
             "stage": 3,
             "contiguous_gradients": True,
@@ -54,16 +46,14 @@ def settings(trial: Trial) -> dict[str, Any]:
             "stage3_max_live_parameters": options.get("live", 1 << 27),
             "stage3_max_reuse_distance": options.get("reuse", 1 << 27),
             "offload_param": {
-                "device": "nvme",
-                "nvme_path": trial.store,
+                **offload,
                 "buffer_count": options.get("param_buffers", 5),
                 "buffer_size": buffer,
                 "max_in_cpu": options.get("max_in_cpu", 0),
                 "pin_memory": options.get("pin", False),
             },
             "offload_optimizer": {
-                "device": "nvme",
-                "nvme_path": trial.store,
+                **offload,
                 "buffer_count": options.get("buffers", 16 if pipelined else 5),
                 "pipeline_read": pipelined,
                 "pipeline_write": pipelined,
@@ -77,6 +67,19 @@ def settings(trial: Trial) -> dict[str, Any]:
             "single_submit": False,
             "overlap_events": True,
         },
+    }
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": trial.micro_batches,
+        "gradient_clipping": CLIP_NORM,
+        "steps_per_print": 1 << 30,
+        "bf16": {"enabled": True},
+        "optimizer": {
+            "type": "AdamW",
+            # As torch.optim.AdamW has it.
+            "params": {"lr": LEARNING_RATE, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01},
+        },
+        **(untuned if options.get("untuned") else tuned),
     }
 
 

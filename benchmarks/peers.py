@@ -11,7 +11,8 @@ DeepSpeed needs an environment of its own (about 6 minutes, most of it building 
 Settings tried with 111M, 256 tokens, once each (2 busy cores of an AMD EPYC, 2026-11): unpipelined with 5 buffers and
 subgroups of the largest tensor needs the least memory (2.9 GiB; one large subgroup 4.7, pipelined with 16 buffers 5.2);
 pipelining makes the optimizer step about a sixth shorter; more I/O threads, larger buckets and parameters kept in
-memory change nothing beyond noise. So two rows: "lean" recomputes blocks and is unpipelined, "fast" does neither.
+memory change nothing beyond noise. So three rows: "defaults" recomputes blocks and leaves every setting to DeepSpeed,
+"lean" is our tuning for least memory, "fast" our tuning for speed (pipelined, nothing recomputed).
 
 PyTorch in swap is the plain loop while another process locks all memory but the streamed trial's budget: see swap.py.
 """
@@ -32,6 +33,7 @@ import trial
 from trial import Trial
 
 DEEPSPEED = {
+    "defaults": {"untuned": True},
     "lean": {},
     "fast": {"pipelined": True, "checkpoint": False},
 }

@@ -20,6 +20,7 @@ from openwafer.streaming.page import PageSpec
 RECOMPUTED_SHARE = 0.29  # of a layer's work: its forward, a third, less the last product, which no one needs again
 CLEAR_GAIN = 0.03
 HIDDEN_SHARE = 0.7  # traffic in rounds may take at most this part of the arithmetic's time
+HANDLED_BYTES_S = 7e9  # hidden traffic takes processors too: system calls, checksums, copies; measured on 2 cores
 SLACK_BYTES = 48 << 20
 SLACK_SHARE = 0.10  # of activations: holes in the heap between tensors that stay and tensors that go
 SLACK_SHARE_ROUNDS = 0.13  # the same where gradients come back and leave again between activations
@@ -223,8 +224,9 @@ def divide_rounds(
     """Divide a budget, and the micro-batches of a step into rounds.
 
     Together, every layer is loaded once a pass, but each micro-batch holds activations of its own. Fewer at a time
-    leave memory to keep activations, and load every layer once a round: chosen if it saves clearly more time than a
-    prediction may be wrong by, while the traffic stays hidden behind arithmetic; or if nothing else fits.
+    leave memory to keep activations, parameters and gradients, and load every layer that does not stay once a round:
+    chosen if it saves clearly more time than a prediction may be wrong by, while the traffic stays hidden behind
+    arithmetic; or if nothing else fits.
 
     Args:
         demand: of all micro-batches together.
@@ -233,6 +235,11 @@ def divide_rounds(
     Raises:
         BudgetError: the budget is too small, however they are divided; names the smallest that works.
     """
+
+    def seconds(rounds: Demand, plan: MemoryPlan) -> float:
+        handling = 0 if demand.on_device else (plan.read_bytes + plan.write_bytes) / HANDLED_BYTES_S
+        return max(compute_seconds(rounds, plan) + handling, io_seconds(rounds, plan))
+
     count = demand.micro_batches
     best: tuple[Demand, MemoryPlan] | None = None
     refusals: list[BudgetError] = []
@@ -244,7 +251,7 @@ def divide_rounds(
             refusals.append(refusal)
             continue
         hidden = io_seconds(rounds, plan) < HIDDEN_SHARE * compute_seconds(rounds, plan)
-        if best is None or (hidden and predict_seconds(rounds, plan) < (1 - CLEAR_GAIN) * predict_seconds(*best)):
+        if best is None or (hidden and seconds(rounds, plan) < (1 - CLEAR_GAIN) * seconds(*best)):
             best = rounds, plan
     if best is None:
         raise refusals[-1]
