@@ -3,6 +3,7 @@
 #   make test      the test suite: CPU, no network
 #   make check     format, lint, types, floors
 #   make bench     the measurements of README.md (long); DEEPSPEED_PYTHON=VENV/bin/python for its rows, see benchmarks/peers.py
+#   make conformance EXAMPLES=path/to/csl-examples   the public CSL examples, one row each
 #   make bench-gpu tests and measurements that need a CUDA device
 #
 # On Linux the package index serves PyTorch with CUDA (several GB). For the CPU build:
@@ -16,7 +17,7 @@ EXTRAS    := dev,hf,keras,parquet,tensorboard
 # Keras picks its backend when it is imported.
 export KERAS_BACKEND ?= torch
 
-.PHONY: all demo test check bench bench-gpu clean
+.PHONY: all demo test check bench bench-gpu conformance clean
 
 all: check test
 
@@ -39,6 +40,9 @@ bench-gpu: $(READY)
 	$(BIN)/python benchmarks/gpu.py --look
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python benchmarks/gpu.py
+
+conformance: $(READY)
+	$(BIN)/python -m openwafer.wafer.conformance $(EXAMPLES)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""The vendor's names for our host runtime."""

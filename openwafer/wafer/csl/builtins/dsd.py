@@ -1,0 +1,413 @@
+"""Data structure descriptors, explicit registers for them, FIFOs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from openwafer.wafer.arch import NUM_DSRS
+from openwafer.wafer.csl import ast, ir
+from openwafer.wafer.csl import types as ty
+from openwafer.wafer.csl.builtins.arguments import Config, config, count, flag, known_id, number
+from openwafer.wafer.csl.builtins.tasks import completion
+from openwafer.wafer.csl.comptime import VOID, Const, DsrValue, StructValue
+from openwafer.wafer.csl.diagnostics import CslError
+from openwafer.wafer.csl.scope import MemoryPlace, Run, Value
+from openwafer.wafer.csl.sema import offset_by
+from openwafer.wafer.isa import (
+    ADVANCE_SWITCH_BIT,
+    CONTROL_BIT,
+    INDEX_OFFSET_BIT,
+    NO_COLOR,
+    DsdKind,
+    DsrFile,
+    Op,
+    Priority,
+    T,
+)  # fmt: skip
+
+_MEMORY = ("tensor_access", "base_address", "extent", "stride", "offset", "wavelet_index_offset", "extents", "strides")
+_FABIN = ("extent", "fabric_color", "input_queue", "priority", "simd_mode", "wavelet_index_offset", "on_control")
+_FABOUT = (
+    "extent", "fabric_color", "output_queue", "control", "priority", "simd_mode", "wavelet_index_offset", "index",
+    "advance_switch", "control_transform", "zero",
+)  # fmt: skip
+_OPTIONS = ("async", "activate", "unblock", "ut_id", "priority", "save_address", "single_step")
+
+
+def get_dsd(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 2)
+    kind = sema.type(frame, node.arguments[0])
+    if kind in (ty.MEM1D, ty.MEM4D):
+        return _memory(sema, frame, node, kind)
+    if kind == ty.FABIN:
+        return _fabric(sema, frame, node, kind, DsdKind.FABIN, _FABIN, "input_queue")
+    if kind == ty.FABOUT:
+        return _fabric(sema, frame, node, kind, DsdKind.FABOUT, _FABOUT, "output_queue")
+    raise CslError(node.arguments[0].span, f"@get_dsd makes mem1d_dsd, mem4d_dsd, fabin_dsd and fabout_dsd, not {kind}")
+
+
+def _fabric(
+    sema: Any,
+    frame: Any,
+    node: ast.BuiltinCall,
+    kind: ty.DsdType,
+    own: DsdKind,
+    known: tuple[str, ...],
+    queue_name: str,
+) -> Value:
+    options = config(sema, frame, node.arguments[1], known)
+    for name in ("simd_mode", "control_transform", "zero"):
+        if name in options:
+            raise CslError(options[name][1].span, f"not supported yet: .{name}")
+    color = known_id(*options["fabric_color"], "a color") if "fabric_color" in options else NO_COLOR
+    queue = (
+        known_id(*options[queue_name], "a queue") if queue_name in options else _default_queue(sema, own, color, node)
+    )
+    if sema.program is not None and color != NO_COLOR and own == DsdKind.FABIN:
+        _take_color(sema, queue, color, node)
+    flags = CONTROL_BIT * flag(options, "control") | ADVANCE_SWITCH_BIT * flag(options, "advance_switch")
+    flags |= INDEX_OFFSET_BIT * flag(options, "wavelet_index_offset")
+    if own == DsdKind.FABOUT and sema.arch.data_task_is_queue:
+        color = NO_COLOR
+    elif own == DsdKind.FABOUT and color == NO_COLOR:
+        raise CslError(node.span, f"a fabout_dsd of {sema.arch.name} needs .fabric_color")
+    extent = _extent(sema, frame, options, node)
+    made = ir.DsdValue(own, None, (extent if isinstance(extent, int) else 0,), (0,), queue, color, flags)
+    return _with_extent(kind, made, extent)
+
+
+def _default_queue(sema: Any, own: DsdKind, color: int, node: ast.BuiltinCall) -> int:
+    if sema.program is not None and own == DsdKind.FABIN:
+        for queue, other in sema.program.input_queue_colors.items():
+            if other == color:
+                return queue
+    if sema.arch.data_task_is_queue:
+        raise CslError(node.span, f"a fabric DSD of {sema.arch.name} needs its queue")
+    return 0
+
+
+def _take_color(sema: Any, queue: int, color: int, node: ast.BuiltinCall) -> None:
+    if sema.arch.data_task_is_queue:
+        return
+    sema.program.input_queue_of_color[color] = queue
+
+
+def _extent(sema: Any, frame: Any, options: Config, node: ast.BuiltinCall) -> Any:
+    if "extent" not in options:
+        raise CslError(node.span, "a DSD needs .extent")
+    value, where = options["extent"]
+    value = sema.load(frame, value, where.span)
+    if isinstance(value, Const):
+        if not isinstance(value.value, int) or not 0 <= value.value <= 0x7FFF:
+            raise CslError(where.span, f".extent = {value.value} is out of range (0 to 32767)")
+        return int(value.value)
+    return value
+
+
+def _with_extent(kind: ty.DsdType, made: ir.DsdValue, extent: Any) -> Value:
+    if isinstance(extent, int):
+        return Const(kind, made)
+    return Run(kind, ir.DsdWith(Op.DSDLEN, made, extent.expr))
+
+
+def _memory(sema: Any, frame: Any, node: ast.BuiltinCall, kind: ty.DsdType) -> Value:
+    options = config(sema, frame, node.arguments[1], _MEMORY)
+    own = DsdKind.MEM1D if kind == ty.MEM1D else DsdKind.MEM4D
+    flags = INDEX_OFFSET_BIT * flag(options, "wavelet_index_offset")
+    if "tensor_access" in options:
+        return _access(sema, options, kind, own, flags)
+    if "base_address" not in options:
+        raise CslError(node.span, "a memory DSD needs .tensor_access or .base_address")
+    address, size = _address(sema, frame, *options["base_address"])
+    offset = number(options, "offset", 0, -0x8000) or 0
+    if own == DsdKind.MEM4D or "extents" in options:
+        return _explicit_4d(sema, options, kind, address, size, offset, flags, node)
+    extent = _extent(sema, frame, options, node)
+    stride = number(options, "stride", 1, -0x80, 0x7F)
+    assert stride is not None
+    made = ir.DsdValue(own, None, (extent if isinstance(extent, int) else 0,), (stride,), flags=flags)
+    return _at(_with_extent(kind, made, extent), address, offset * size)
+
+
+def _at(value: Value, address: ir.Expr, offset: int) -> Value:
+    """A DSD with its base address."""
+    address = offset_by(address, offset)
+    if isinstance(value, Const) and isinstance(address, ir.Address):
+        return Const(value.type, replace(value.value, base=address))
+    dsd = value.value if isinstance(value, Const) else value.expr
+    return Run(value.type, ir.DsdWith(Op.DSDBASE, dsd, address))
+
+
+def _explicit_4d(
+    sema: Any,
+    options: Config,
+    kind: ty.DsdType,
+    address: ir.Expr,
+    size: int,
+    offset: int,
+    flags: int,
+    node: ast.BuiltinCall,
+) -> Value:
+    name = "extents" if "extents" in options else "extent"
+    extents, strides = (_numbers(options, n, node) for n in (name, "strides" if "strides" in options else "stride"))
+    if len(extents) != len(strides) or not 1 <= len(extents) <= 4:
+        raise CslError(node.span, "a mem4d_dsd needs 1 to 4 extents and as many strides")
+    absolute, walked = [], 0
+    for extent, stride in zip(extents, strides, strict=True):
+        step = stride + walked
+        absolute.append(step)
+        walked += step * (extent - 1)
+    made = ir.DsdValue(DsdKind.MEM4D, None, tuple(extents), tuple(absolute), flags=flags)
+    return _at(Const(kind, made), address, offset * size)
+
+
+def _numbers(options: Config, name: str, node: ast.BuiltinCall) -> list[int]:
+    if name not in options:
+        raise CslError(node.span, f"this DSD needs .{name}")
+    value, where = options[name]
+    if isinstance(value, Const) and isinstance(value.value, StructValue):
+        return [known_id(own, where, f".{name}") for _, own in value.value.fields]
+    return [known_id(value, where, f".{name}")]
+
+
+def _address(sema: Any, frame: Any, found: Any, node: ast.Node) -> tuple[ir.Expr, int]:
+    """An address and the size of what lies there, from a pointer or an array."""
+    if isinstance(found, MemoryPlace) and isinstance(found.type, ty.Array):
+        return offset_by(found.address, found.offset), ty.size_bytes(found.type.element)
+    value = sema.load(frame, found, node.span)
+    kind = value.type
+    if not isinstance(kind, ty.Pointer):
+        if isinstance(kind, ty.Array):
+            return sema.runtime(value, node.span), ty.size_bytes(kind.element)
+        raise CslError(node.span, f"expected an address, found {kind}")
+    target = kind.target.element if isinstance(kind.target, ty.Array) else kind.target
+    return sema.runtime(value, node.span), ty.size_bytes(target)
+
+
+def _access(sema: Any, options: Config, kind: ty.DsdType, own: DsdKind, flags: int) -> Value:
+    value, where = options["tensor_access"]
+    if not isinstance(value, Const) or value.type != ty.ACCESS:
+        raise CslError(where.span, "expected an access like |i|{N} -> a[i]")
+    access, frame = value.value
+    names = access.variables
+    limit = 1 if own == DsdKind.MEM1D else 4
+    if len(names) != len(access.extents):
+        raise CslError(access.span, f"{len(names)} indices with {len(access.extents)} extents")
+    if len(names) > limit and own == DsdKind.MEM4D:
+        raise CslError(access.span, "at most four indices")
+    extents = [sema.integer(frame, e) for e in access.extents]
+    if not isinstance(access.body, ast.Index):
+        raise CslError(access.body.span, "expected an element like a[i, j]")
+    base = sema.expr(frame, access.body.base)
+    pointer = base.type
+    shape, element = _shape(sema, frame, base, access)
+    address, _ = _address(sema, frame, base, access.body.base)
+    forms = [linear(sema, frame, index, names) for index in access.body.indices]
+    if len(forms) != len(shape):
+        raise CslError(access.body.span, f"{pointer} takes {len(shape)} indices, {len(forms)} are given")
+    size = ty.size_bytes(element)
+    offset, strides = 0, [0] * len(names)
+    for position, (coefficients, constant) in enumerate(forms):
+        step = math.prod(extent or 1 for extent in shape[position + 1 :])
+        offset += constant * step
+        strides = [s + coefficients.get(n, 0) * step for s, n in zip(strides, names, strict=True)]
+    _bounds(shape, forms, dict(zip(names, extents, strict=True)), access)
+    if own == DsdKind.MEM1D and len(names) > 1:
+        extents, strides = _flatten(extents, strides, access)
+    made = ir.DsdValue(own, None, tuple(reversed(extents)), tuple(reversed(strides)), flags=flags)
+    return _at(Const(kind, made), address, offset * size)
+
+
+def _flatten(extents: list[int], strides: list[int], access: ast.AccessLambda) -> tuple[list[int], list[int]]:
+    """Several indices that walk memory in one stride."""
+    extent, stride = extents[-1], strides[-1]
+    for outer_extent, outer_stride in zip(reversed(extents[:-1]), reversed(strides[:-1]), strict=True):
+        if outer_extent != 1 and extent != 1 and outer_stride != stride * extent:
+            raise CslError(access.span, "a mem1d_dsd walks memory in one stride; use mem4d_dsd")
+        if extent == 1:
+            stride = outer_stride
+        extent *= outer_extent
+    return [extent], [stride]
+
+
+def _shape(sema: Any, frame: Any, base: Any, access: ast.AccessLambda) -> tuple[tuple[int | None, ...], ty.Type]:
+    kind = base.type
+    if isinstance(kind, ty.Array):
+        return kind.extents, kind.element
+    if isinstance(kind, ty.Pointer):
+        if isinstance(kind.target, ty.Array) and not kind.is_many:
+            return kind.target.extents, kind.target.element
+        return (None,), kind.target
+    raise CslError(access.body.span, f"expected an array or a pointer, found {kind}")
+
+
+def _bounds(shape: Any, forms: Any, extents: dict[str, int], access: ast.AccessLambda) -> None:
+    """Every index stays within its array."""
+    if any(extent == 0 for extent in extents.values()):
+        return
+    for limit, (coefficients, constant) in zip(shape, forms, strict=True):
+        low = constant + sum(min(0, c * (extents[n] - 1)) for n, c in coefficients.items())
+        high = constant + sum(max(0, c * (extents[n] - 1)) for n, c in coefficients.items())
+        if limit is not None and len(shape) > 1 and (low < 0 or high >= limit):
+            raise CslError(
+                access.body.span, f"the access goes from {low} to {high}, outside of the array (0 to {limit - 1})"
+            )
+
+
+def linear(sema: Any, frame: Any, node: ast.Expr, names: tuple[str, ...]) -> tuple[dict[str, int], int]:
+    """An index as coefficients of the variables and a constant."""
+    if isinstance(node, ast.Name) and node.text in names:
+        return {node.text: 1}, 0
+    if not _mentions(node, names):
+        return {}, sema.integer(frame, node)
+    if isinstance(node, ast.Unary) and node.operator == "-":
+        coefficients, constant = linear(sema, frame, node.operand, names)
+        return {n: -c for n, c in coefficients.items()}, -constant
+    if isinstance(node, ast.Binary) and node.operator in ("+", "-"):
+        sign = 1 if node.operator == "+" else -1
+        left, right = (linear(sema, frame, side, names) for side in (node.left, node.right))
+        merged = {n: left[0].get(n, 0) + sign * right[0].get(n, 0) for n in {*left[0], *right[0]}}
+        return merged, left[1] + sign * right[1]
+    if isinstance(node, ast.Binary) and node.operator == "*":
+        for one, other in ((node.left, node.right), (node.right, node.left)):
+            if not _mentions(other, names):
+                factor = sema.integer(frame, other)
+                coefficients, constant = linear(sema, frame, one, names)
+                return {n: c * factor for n, c in coefficients.items()}, constant * factor
+    if isinstance(node, ast.BuiltinCall) and node.name == "as" and len(node.arguments) == 2:
+        return linear(sema, frame, node.arguments[1], names)
+    raise CslError(node.span, "an index of an access must be affine: sums of indices times constants")
+
+
+def _mentions(node: Any, names: tuple[str, ...]) -> bool:
+    if isinstance(node, ast.Name):
+        return node.text in names
+    if isinstance(node, tuple):
+        return any(_mentions(item, names) for item in node)
+    return isinstance(node, ast.Node) and any(_mentions(v, names) for k, v in vars(node).items() if k != "span")
+
+
+def _dsd(sema: Any, frame: Any, node: ast.BuiltinCall, index: int = 0) -> Value:
+    value = sema.value(frame, node.arguments[index])
+    if not isinstance(value.type, ty.DsdType):
+        raise CslError(node.arguments[index].span, f"@{node.name} needs a DSD, found {value.type}")
+    return value
+
+
+def increment_dsd_offset(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 3)
+    dsd = _dsd(sema, frame, node)
+    elements = sema.value(frame, node.arguments[1])
+    size = ty.size_bytes(sema.type(frame, node.arguments[2]))
+    if isinstance(dsd, Const) and isinstance(elements, Const) and dsd.value.base is not None:
+        base = offset_by(dsd.value.base, elements.value * size)
+        return Const(dsd.type, replace(dsd.value, base=base))
+    if isinstance(elements, Const):
+        amount: ir.Expr = ir.Const(elements.value * size & 0xFFFF, T.U16)
+    else:
+        amount = elements.expr if size == 1 else ir.Binary(Op.MUL, T.U16, elements.expr, ir.Const(size, T.U16))
+    return Run(dsd.type, ir.DsdWith(Op.DSDMOVE, sema.runtime(dsd, node.span), amount))
+
+
+def set_dsd_base_addr(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 2)
+    dsd = _dsd(sema, frame, node)
+    address, _ = _address(sema, frame, sema.expr(frame, node.arguments[1]), node.arguments[1])
+    return _at(dsd, address, 0)
+
+
+def set_dsd_length(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 2)
+    dsd = _dsd(sema, frame, node)
+    length = sema.value(frame, node.arguments[1])
+    if isinstance(dsd, Const) and isinstance(length, Const):
+        return Const(dsd.type, replace(dsd.value, extents=(length.value, *dsd.value.extents[1:])))
+    return Run(dsd.type, ir.DsdWith(Op.DSDLEN, sema.runtime(dsd, node.span), _u16(sema, length, node)))
+
+
+def _u16(sema: Any, value: Value, node: ast.BuiltinCall) -> ir.Expr:
+    return ir.Const(value.value & 0xFFFF, T.U16) if isinstance(value, Const) else value.expr
+
+
+def set_dsd_stride(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 2)
+    dsd = _dsd(sema, frame, node)
+    stride = sema.value(frame, node.arguments[1])
+    if isinstance(dsd, Const) and isinstance(stride, Const):
+        return Const(dsd.type, replace(dsd.value, strides=(stride.value, *dsd.value.strides[1:])))
+    return Run(dsd.type, ir.DsdWith(Op.DSDSTRIDE, sema.runtime(dsd, node.span), _u16(sema, stride, node)))
+
+
+def get_dsr(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 2)
+    kind = sema.type(frame, node.arguments[0])
+    files = {ty.DSR_DEST: DsrFile.DEST, ty.DSR_SRC0: DsrFile.SRC0, ty.DSR_SRC1: DsrFile.SRC1}
+    if kind not in files:
+        raise CslError(node.arguments[0].span, f"@get_dsr needs dsr_dest, dsr_src0 or dsr_src1, found {kind}")
+    register = sema.integer(frame, node.arguments[1])
+    if not 0 <= register < NUM_DSRS:
+        raise CslError(node.span, f"{kind} {register} does not exist (0 to {NUM_DSRS - 1})")
+    return Const(kind, DsrValue(files[kind], register))
+
+
+def load_to_dsr(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 2, 3)
+    register = sema.constant(frame, node.arguments[0])
+    if not isinstance(register.value, DsrValue):
+        raise CslError(node.arguments[0].span, f"@load_to_dsr needs a DSR, found {register.type}")
+    dsd = _dsd(sema, frame, node, 1)
+    options = config(sema, frame, node.arguments[2], _OPTIONS) if len(node.arguments) > 2 else {}
+    load = ir.LoadDsr(
+        DsrFile(register.value.file), register.value.register, sema.runtime(dsd, node.span),
+        flag(options, "save_address"), flag(options, "async"), completion(sema, options),
+        number(options, "ut_id", None, 0, 7), priority(options), sema.place_of(node.span),
+    )  # fmt: skip
+    if frame.is_comptime:
+        sema.program.initial_dsr_loads.append(load)
+    else:
+        frame.out.append(load)
+    return VOID
+
+
+def priority(options: Config) -> Priority:
+    """`.priority = .{ .high = true }`."""
+    if "priority" not in options:
+        return Priority.MEDIUM
+    value, node = options["priority"]
+    if isinstance(value, Const) and isinstance(value.value, StructValue):
+        for name, own in value.value.fields:
+            if own.value and name.upper() in Priority.__members__:
+                return Priority[name.upper()]
+    raise CslError(node.span, "expected .{ .high = true }, .{ .medium = true } or .{ .low = true }")
+
+
+def allocate_fifo(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 1, 2)
+    found = sema.expr(frame, node.arguments[0])
+    if (
+        not isinstance(found, MemoryPlace)
+        or not isinstance(found.type, ty.Array)
+        or not isinstance(found.address, ir.Address)
+    ):
+        raise CslError(node.arguments[0].span, "@allocate_fifo needs a global array")
+    known = ("activate_push", "activate_pop", "priority_push", "priority_pop", "priority")
+    options = config(sema, frame, node.arguments[1], known) if len(node.arguments) > 1 else {}
+    push, pop = ({"activate": options[n]} if n in options else {} for n in ("activate_push", "activate_pop"))
+    size = ty.size_bytes(found.type.element)
+    fifo = ir.Fifo(found.address.variable, found.type.count, size, completion(sema, push), completion(sema, pop))
+    sema.program.fifos.append(fifo)
+    return Const(ty.FIFO, fifo)
+
+
+BUILTINS = {
+    "get_dsd": get_dsd,
+    "increment_dsd_offset": increment_dsd_offset,
+    "set_dsd_base_addr": set_dsd_base_addr,
+    "set_dsd_length": set_dsd_length,
+    "set_dsd_stride": set_dsd_stride,
+    "get_dsr": get_dsr,
+    "load_to_dsr": load_to_dsr,
+    "allocate_fifo": allocate_fifo,
+}

@@ -1,0 +1,213 @@
+"""The layout block, and routes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openwafer.wafer.arch import NUM_COLORS
+from openwafer.wafer.csl import ast
+from openwafer.wafer.csl import types as ty
+from openwafer.wafer.csl.builtins.arguments import Config, config, count, flag, known_id, number
+from openwafer.wafer.csl.comptime import VOID, ArrayValue, Const, StructValue
+from openwafer.wafer.csl.diagnostics import CslError
+from openwafer.wafer.csl.ir import ColorConfig
+from openwafer.wafer.csl.placement import TileCode
+from openwafer.wafer.csl.scope import Value
+from openwafer.wafer.image import Filter, FilterKind, Pop
+
+_CONFIG = ("routes", "switches", "filter", "teardown", "color_swap_x", "color_swap_y")
+_POPS = {"no_pop": 0, "always_pop": 1, "pop_on_advance": 2, "pop_on_advance_nop": 3}
+
+
+def _placement(sema: Any, node: ast.BuiltinCall) -> Any:
+    if sema.placement is None:
+        raise CslError(node.span, f"@{node.name} belongs to the layout block")
+    return sema.placement
+
+
+def set_rectangle(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 2)
+    placement = _placement(sema, node)
+    width, height = (sema.integer(frame, a) for a in node.arguments)
+    if placement.size != (0, 0):
+        raise CslError(node.span, "@set_rectangle was called before; a program has one rectangle")
+    limit = sema.arch.max_fabric
+    if not (1 <= width <= limit[0] and 1 <= height <= limit[1]):
+        raise CslError(
+            node.span,
+            f"a rectangle of {width} x {height} PEs is not possible on {sema.arch.name} "
+            f"(1 x 1 to {limit[0]} x {limit[1]})",
+        )
+    placement.size = width, height
+    return VOID
+
+
+def _tile(sema: Any, frame: Any, node: ast.BuiltinCall) -> tuple[int, int]:
+    placement = _placement(sema, node)
+    x, y = (sema.integer(frame, a) for a in node.arguments[:2])
+    width, height = placement.size
+    if placement.size == (0, 0):
+        raise CslError(node.span, f"@{node.name} comes before @set_rectangle")
+    if not (0 <= x < width and 0 <= y < height):
+        raise CslError(node.span, f"PE ({x}, {y}) is outside of the rectangle of {width} x {height}")
+    return x, y
+
+
+def set_tile_code(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 3, 4)
+    x, y = _tile(sema, frame, node)
+    placement = sema.placement
+    if (x, y) in placement.tiles:
+        raise CslError(node.span, f"PE ({x}, {y}) has code already")
+    path = sema.resolve(frame.instance, sema.string(frame, node.arguments[2]), node.arguments[2].span)
+    params: list[tuple[str, Const]] = []
+    if len(node.arguments) > 3:
+        value = sema.constant(frame, node.arguments[3])
+        if value.type != ty.VOID:
+            params = sorted(value.value.fields, key=lambda item: item[0])
+    placement.tiles[x, y] = TileCode(path, tuple(params))
+    return VOID
+
+
+def set_color_config(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 4)
+    x, y = _tile(sema, frame, node)
+    color = color_of(sema, frame, node.arguments[2])
+    colors = sema.placement.colors.setdefault((x, y), {})
+    if color in colors:
+        raise CslError(node.span, f"color {color} of PE ({x}, {y}) is configured twice")
+    colors[color] = color_config(sema, frame, node.arguments[3], color)
+    return VOID
+
+
+def set_local_color_config(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 2)
+    if sema.program is None:
+        raise CslError(node.span, "@set_local_color_config belongs to a PE program")
+    color = color_of(sema, frame, node.arguments[0])
+    if color in sema.program.colors:
+        raise CslError(node.span, f"color {color} is configured twice")
+    sema.program.colors[color] = color_config(sema, frame, node.arguments[1], color)
+    return VOID
+
+
+def color_of(sema: Any, frame: Any, node: ast.Expr) -> int:
+    color = known_id(sema.constant(frame, node), node, "a color")
+    if not 0 <= color < NUM_COLORS:
+        raise CslError(node.span, f"color {color} cannot be routed (0 to {NUM_COLORS - 1})")
+    return color
+
+
+def directions(value: Any, node: ast.Node) -> int:
+    """A direction, or a list of them, as a mask."""
+    if isinstance(value, Const) and value.type == ty.DIRECTION:
+        return 1 << value.value
+    if isinstance(value, Const) and isinstance(value.value, StructValue):
+        return sum({directions(own, node) for _, own in value.value.fields})
+    if isinstance(value, Const) and isinstance(value.value, ArrayValue):
+        return sum({1 << value.value.at(i) for i in range(value.value.count)})
+    raise CslError(node.span, "expected directions like .{WEST} or .{EAST, RAMP}")
+
+
+def color_config(sema: Any, frame: Any, node: ast.Expr, color: int) -> ColorConfig:
+    options = config(sema, frame.comptime(), node, _CONFIG)
+    base = _struct(options, "routes")
+    rx = directions(*base["rx"]) if "rx" in base else 0
+    tx = directions(*base["tx"]) if "tx" in base else 0
+    positions: list[tuple[int, int] | None] | None = [(rx, tx)] if "routes" in options else None
+    ring, pop, start = False, Pop.NO_POP, 0
+    if "switches" in options:
+        switches = _struct(options, "switches")
+        if color not in sema.arch.switch_colors:
+            raise CslError(node.span, f"color {color} has no switches on {sema.arch.name}")
+        positions = positions or [(rx, tx)]
+        positions += _positions(sema, switches, rx, tx)
+        ring = flag(switches, "ring_mode")
+        start = number(switches, "current_switch_pos", 0, 0, 3) or 0
+        if "pop_mode" in switches:
+            modes = _struct(switches, "pop_mode")
+            chosen = [name for name in modes if flag(modes, name)]
+            pop = Pop(_POPS[chosen[0]]) if chosen and chosen[0] in _POPS else Pop.NO_POP
+    swaps = {**options, **base}
+    swap = flag(swaps, "color_swap_x") | flag(swaps, "color_swap_y") << 1
+    return ColorConfig(
+        None if positions is None else tuple(positions),
+        start,
+        ring,
+        pop,
+        _filter(options),
+        flag(options, "teardown"),
+        swap,
+    )
+
+
+def _positions(sema: Any, switches: Config, rx: int, tx: int) -> list[tuple[int, int] | None]:
+    found: list[tuple[int, int] | None] = []
+    for name in ("pos1", "pos2", "pos3"):
+        if name not in switches:
+            break
+        position = _struct(switches, name)
+        if "invalid" in position:
+            found.append(None)
+            continue
+        if "rx" in position and "tx" in position and not sema.arch.switch_sets_both:
+            raise CslError(switches[name][1].span, f"a switch position of {sema.arch.name} changes rx or tx, not both")
+        own_rx = directions(*position["rx"]) if "rx" in position else rx
+        own_tx = directions(*position["tx"]) if "tx" in position else tx
+        found.append((own_rx, own_tx))
+    return found
+
+
+def _struct(options: Config, name: str) -> Config:
+    if name not in options:
+        return {}
+    value, node = options[name]
+    if not isinstance(value, Const) or not isinstance(value.value, StructValue):
+        raise CslError(node.span, f".{name} must be a struct like .{{ .field = value }}")
+    return {key: (own, node) for key, own in value.value.fields}
+
+
+def _filter(options: Config) -> Filter | None:
+    if "filter" not in options:
+        return None
+    fields = _struct(options, "filter")
+    kinds = _struct(fields, "kind")
+    chosen = [name for name in kinds if flag(kinds, name)]
+    if len(chosen) != 1 or chosen[0].upper() not in FilterKind.__members__:
+        raise CslError(options["filter"][1].span, ".kind of a filter is one of .counter, .sparse_counter, .range")
+    numbers = {
+        name: number(fields, name, 0)
+        for name in ("init_counter", "max_counter", "limit1", "limit2", "min_idx", "max_idx")
+    }
+    return Filter(
+        FilterKind[chosen[0].upper()],
+        count_data=flag(fields, "count_data"),
+        count_control=flag(fields, "count_control"),
+        filter_control=flag(fields, "filter_control"),
+        **numbers,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def get_rectangle(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 0)
+    width, height = sema.placement.size if sema.placement is not None else sema.compilation.size
+
+    def pair(a: str, x: int, b: str, y: int) -> Const:
+        return Const(ty.COMPTIME_STRUCT, StructValue(((a, Const(ty.U16, x)), (b, Const(ty.U16, y)))))
+
+    fields = (
+        ("width", Const(ty.U16, width)),
+        ("height", Const(ty.U16, height)),
+        ("fabric", pair("width", sema.compilation.fabric[0], "height", sema.compilation.fabric[1])),
+        ("offsets", pair("x", sema.compilation.offset[0], "y", sema.compilation.offset[1])),
+    )
+    return Const(ty.COMPTIME_STRUCT, StructValue(fields))
+
+
+BUILTINS = {
+    "set_rectangle": set_rectangle,
+    "set_tile_code": set_tile_code,
+    "set_color_config": set_color_config,
+    "set_local_color_config": set_local_color_config,
+    "get_rectangle": get_rectangle,
+}

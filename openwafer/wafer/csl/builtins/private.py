@@ -1,0 +1,69 @@
+"""Builtins of our own library: what a CSL library needs of the machine and CSL has no word for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openwafer.wafer.arch import Port
+from openwafer.wafer.csl import ast, ir
+from openwafer.wafer.csl import types as ty
+from openwafer.wafer.csl.builtins.arguments import count
+from openwafer.wafer.csl.builtins.layout import color_of
+from openwafer.wafer.csl.comptime import VOID
+from openwafer.wafer.csl.diagnostics import CslError
+from openwafer.wafer.csl.scope import Run, Value
+from openwafer.wafer.isa import Sys
+
+PE_X, PE_Y = 0xFFF0, 0xFFF1
+_QUERIES = (Sys.TEARDOWN_PENDING, Sys.QUEUE_FLUSHED)
+
+
+def sys_(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    call = Sys[sema.string(frame, node.arguments[0]).upper()]
+    place = sema.place_of(node.span)
+    if call == Sys.LOG_STRING:
+        frame.out.append(ir.SysCall(call, text=sema.string(frame, node.arguments[1]), place=place))
+        return VOID
+    given = [sema.runtime(sema.value(frame, a, _wanted(sema, frame, a)), a.span) for a in node.arguments[1:]]
+    if call in _QUERIES:
+        return Run(ty.BOOL, ir.SysQuery(call, given[0]))
+    frame.out.append(ir.SysCall(call, *given, place=place))
+    return VOID
+
+
+def _wanted(sema: Any, frame: Any, node: ast.Expr) -> ty.Type | None:
+    return ty.U32 if isinstance(node, ast.IntLiteral) else None
+
+
+def tsc(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 0)
+    return Run(ty.U64, ir.ReadCounter())
+
+
+def _coordinate(register: int) -> Any:
+    def read(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+        count(node, 0)
+        return Run(ty.U16, ir.ReadConfig(ir.Const(register, ir.T.U16)))
+
+    return read
+
+
+def host_route(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 2)
+    color = color_of(sema, frame, node.arguments[0])
+    into = sema.string(frame, node.arguments[1]) == "in"
+    host, ramp = 1 << Port.HOST, 1 << Port.RAMP
+    route = (host, ramp) if into else (ramp, host)
+    if sema.program is None:
+        raise CslError(node.span, "@__host_route belongs to a PE program")
+    sema.program.colors[color] = ir.ColorConfig((route,))
+    return VOID
+
+
+BUILTINS = {
+    "__sys": sys_,
+    "__tsc": tsc,
+    "__pe_x": _coordinate(PE_X),
+    "__pe_y": _coordinate(PE_Y),
+    "__host_route": host_route,
+}

@@ -1,0 +1,230 @@
+"""Values at compile time and pure operations on them. Nothing here walks a tree or emits code.
+
+A Const is a type and a value: int (integers, bool, enums, opaque ids), float, str, or one of the classes below.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from openwafer.wafer.csl import types as ty
+from openwafer.wafer.csl.types import Type
+
+
+class ComptimeError(Exception):
+    """An operation has no result; the walker adds the place."""
+
+
+@dataclass(frozen=True)
+class Const:
+    type: Type
+    value: Any
+
+
+VOID = Const(ty.VOID, None)
+
+
+@dataclass(frozen=True)
+class StructValue:
+    """Fields in order. A tuple's fields are named "0", "1", ..."""
+
+    fields: tuple[tuple[str, Const], ...]
+
+    def get(self, name: str) -> Const | None:
+        return next((value for key, value in self.fields if key == name), None)
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.fields]
+
+    @property
+    def is_tuple(self) -> bool:
+        return all(name.isdigit() for name, _ in self.fields)
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayValue:
+    """Elements in row-major order: Python values of the element type; `fill` stands for all of a uniform array."""
+
+    count: int
+    elements: tuple[Any, ...] | None = None
+    fill: Any = 0
+
+    def at(self, index: int) -> Any:
+        return self.fill if self.elements is None else self.elements[index]
+
+    def key(self) -> tuple:
+        return (self.count, self.elements, self.fill if self.elements is None else None)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ArrayValue) and self.key() == other.key()
+
+    def __hash__(self) -> int:
+        return hash(self.key())
+
+
+@dataclass(frozen=True, eq=False)
+class PointerValue:
+    """The address of `variable` (an ir.Variable) plus bytes."""
+
+    variable: Any
+    offset: int = 0
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, PointerValue) and other.variable is self.variable
+        return same and isinstance(other, PointerValue) and other.offset == self.offset
+
+    def __hash__(self) -> int:
+        return hash((id(self.variable), self.offset))
+
+
+@dataclass(frozen=True)
+class DsrValue:
+    file: int
+    register: int
+
+
+@dataclass(eq=False)
+class Cell:
+    """A variable at compile time."""
+
+    type: Type
+    value: Const
+    name: str = ""
+    written: bool = field(default=False)
+
+
+def to_float(value: float, bits: int) -> float:
+    """Rounded once to a float of 16 or 32 bits."""
+    with np.errstate(over="ignore"):
+        return float(np.float16(value) if bits == 16 else np.float32(value))
+
+
+def float_bits(value: float, bits: int) -> int:
+    """IEEE bits."""
+    with np.errstate(over="ignore"):
+        rounded = np.float16(value) if bits == 16 else np.float32(value)
+    return int(rounded.view(np.uint16 if bits == 16 else np.uint32))
+
+
+def bits_float(pattern: int, bits: int) -> float:
+    """The number behind IEEE bits."""
+    return float(
+        np.array(pattern, np.uint16 if bits == 16 else np.uint32).view(np.float16 if bits == 16 else np.float32)
+    )
+
+
+def check_range(value: int, kind: Type) -> None:
+    """Raises ComptimeError if an integer type cannot hold a value."""
+    if isinstance(kind, ty.Int) and not kind.low <= value <= kind.high:
+        raise ComptimeError(f"value {value} does not fit {kind} ({kind.low} to {kind.high})")
+
+
+def _divide(a: int, b: int) -> int:
+    if b == 0:
+        raise ComptimeError("division by zero")
+    return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+
+
+def _remainder(a: int, b: int) -> int:
+    return a - b * _divide(a, b)
+
+
+def _shift(a: int, b: int) -> int:
+    if not 0 <= b < 4096:
+        raise ComptimeError(f"a shift count of {b} is not allowed (0 to 4095)")
+    return b
+
+
+INTEGER: dict[str, Callable[[int, int], int]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": _divide,
+    "%": _remainder,
+    "<<": lambda a, b: a << _shift(a, b),
+    ">>": lambda a, b: a >> _shift(a, b),
+    "&": lambda a, b: a & b,
+    "|": lambda a, b: a | b,
+    "^": lambda a, b: a ^ b,
+}
+FLOAT: dict[str, Callable[[float, float], float]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": lambda a, b: a / b if b else math.copysign(math.inf, a) * math.copysign(1, b) if a and a == a else math.nan,
+    "%": lambda a, b: math.fmod(a, b) if b else math.nan,
+}
+COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "==": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+}
+
+
+def arithmetic(operator: str, kind: Type, left: Any, right: Any) -> Any:
+    """left operator right, both of type `kind`; sized integers wrap, sized floats round once."""
+    if isinstance(kind, ty.Float) or kind == ty.COMPTIME_FLOAT:
+        if operator not in FLOAT:
+            raise ComptimeError(f"{operator} is not defined for {kind}")
+        try:
+            value = FLOAT[operator](left, right)
+        except OverflowError:
+            value = math.inf
+        return to_float(value, kind.bits) if isinstance(kind, ty.Float) else value
+    value = INTEGER[operator](left, right)
+    return kind.wrap(value) if isinstance(kind, ty.Int) else value
+
+
+def encode(const: Const) -> tuple[bytes, dict[int, PointerValue]]:
+    """The bytes of a value in memory, and which two-byte places hold addresses."""
+    kind, value = const.type, const.value
+    own = ty.scalar(kind)
+    if isinstance(value, PointerValue):
+        return b"\0\0", {0: value}
+    if own is not None:
+        return scalar_bytes(kind, value), {}
+    if isinstance(kind, ty.Array):
+        size = ty.size_bytes(kind.element)
+        if ty.scalar(kind.element) is not None and value.elements is None and not isinstance(value.fill, PointerValue):
+            return scalar_bytes(kind.element, value.fill) * value.count, {}
+        return _encode_many([Const(kind.element, value.at(i)) for i in range(value.count)], [size] * value.count)
+    if isinstance(kind, ty.Struct):
+        parts = [Const(t, v.value) for (_, t), (_, v) in zip(kind.fields, value.fields, strict=True)]
+        data, pointers = bytearray(ty.size_bytes(kind)), {}
+        for (name, _), part in zip(kind.fields, parts, strict=True):
+            own_bytes, own_pointers = encode(part)
+            start = kind.offset(name)
+            data[start : start + len(own_bytes)] = own_bytes
+            pointers |= {start + at: p for at, p in own_pointers.items()}
+        return bytes(data), pointers
+    raise ComptimeError(f"a value of type {kind} does not exist at run time")
+
+
+def _encode_many(parts: list[Const], sizes: list[int]) -> tuple[bytes, dict[int, PointerValue]]:
+    data, pointers, at = [], {}, 0
+    for part, size in zip(parts, sizes, strict=True):
+        own, places = encode(part)
+        data.append(own)
+        pointers |= {at + offset: p for offset, p in places.items()}
+        at += size
+    return b"".join(data), pointers
+
+
+def scalar_bits(kind: Type, value: Any) -> int:
+    """What a slot holds: an integer as it is, a float as its bits."""
+    return float_bits(value, kind.bits) if isinstance(kind, ty.Float) else int(value)
+
+
+def scalar_bytes(kind: Type, value: Any) -> bytes:
+    size = ty.size_bytes(kind)
+    return struct.pack("<Q", scalar_bits(kind, value) & (1 << 64) - 1)[:size]

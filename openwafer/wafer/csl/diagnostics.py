@@ -1,0 +1,127 @@
+"""What the compiler tells its user: `path:line:col: error: message`, the source line, a caret, notes.
+
+Errors are collected, up to MAX_ERRORS; a part that finds one raises CslError and whoever can go on catches it, at the
+border of a statement or a declaration.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from openwafer.base.errors import OpenwaferError
+from openwafer.wafer.csl.ast import Span
+from openwafer.wafer.csl.source import Sources
+
+MAX_ERRORS = 20
+_TAB = "    "
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """An error, a warning, and what helps to understand it.
+
+    Args:
+        message: one line
+        span: where; None for the compilation as a whole
+        notes: (text, where or None)
+        severity: "error" or "warning"
+    """
+
+    message: str
+    span: Span | None
+    notes: tuple[tuple[str, Span | None], ...] = ()
+    severity: str = "error"
+
+
+class CslError(Exception):
+    """One mistake in the user's program; carries its diagnostic to where compilation can go on."""
+
+    def __init__(self, span: Span | None, message: str, *notes: tuple[str, Span | None] | str) -> None:
+        super().__init__(message)
+        pairs = tuple((note, None) if isinstance(note, str) else note for note in notes)
+        self.diagnostic = Diagnostic(message, span, pairs)
+
+
+class CompileFailed(OpenwaferError):
+    """The program has errors; the text shows them all."""
+
+    def __init__(self, text: str, diagnostics: tuple[Diagnostic, ...]) -> None:
+        super().__init__(text)
+        self.diagnostics = diagnostics
+
+
+class Diagnostics:
+    """The collector of one compilation."""
+
+    def __init__(self, sources: Sources) -> None:
+        self.sources = sources
+        self.items: list[Diagnostic] = []
+        self._seen: set[tuple[str, Span | None]] = set()
+
+    @property
+    def num_errors(self) -> int:
+        return sum(item.severity == "error" for item in self.items)
+
+    def add(self, diagnostic: Diagnostic) -> None:
+        """Keep one, once.
+
+        Raises:
+            CompileFailed: there are MAX_ERRORS errors now.
+        """
+        key = (diagnostic.message, diagnostic.span)
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self.items.append(diagnostic)
+        if self.num_errors >= MAX_ERRORS:
+            self.check()
+
+    def check(self) -> None:
+        """Go on only without errors.
+
+        Raises:
+            CompileFailed: there are some.
+        """
+        if self.num_errors:
+            raise CompileFailed(self.text(), tuple(self.items))
+
+    def text(self) -> str:
+        """All of them, in order, with a count."""
+        parts = [render(item, self.sources) for item in self.items]
+        count = self.num_errors
+        if count:
+            ending = f"{count} error{'s' if count > 1 else ''}"
+            parts.append(ending + (", and perhaps more" if count >= MAX_ERRORS else ""))
+        return "\n".join(parts)
+
+
+def render(diagnostic: Diagnostic, sources: Sources) -> str:
+    """Message, source line and caret; then the notes in the same form."""
+    lines = _pointed(diagnostic.severity, diagnostic.message, diagnostic.span, sources)
+    for text, span in diagnostic.notes:
+        lines += _pointed("note", text, span, sources)
+    return "\n".join(lines)
+
+
+def _pointed(kind: str, message: str, span: Span | None, sources: Sources) -> list[str]:
+    if span is None:
+        return [f"{kind}: {message}"]
+    source = sources[span.source]
+    line, column = source.position(span.start)
+    text = source.line(line)
+    before = text[: column - 1].replace("\t", _TAB)
+    under = text[column - 1 : column - 1 + max(1, span.end - span.start)].replace("\t", _TAB)
+    caret = "^" + "~" * (len(under) - 1)
+    return [
+        f"{source.path}:{line}:{column}: {kind}: {message}",
+        "  " + text.replace("\t", _TAB),
+        "  " + " " * len(before) + caret,
+    ]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean "x"?`, or nothing if no known name is near."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f'; did you mean "{close[0]}"?' if close else ""

@@ -1,0 +1,126 @@
+"""The compiler from options to an image: the whole pipeline on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from openwafer.wafer.arch import ARCHITECTURES, NUM_COLORS
+from openwafer.wafer.csl.codegen import ResourceError, generate
+from openwafer.wafer.csl.diagnostics import CompileFailed, CslError, Diagnostic
+from openwafer.wafer.csl.ir import ColorConfig
+from openwafer.wafer.csl.placement import Placement, TileCode
+from openwafer.wafer.csl.sema import Compilation, analyze_layout, analyze_program
+from openwafer.wafer.image import Image, Program, Route
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says; sizes in tiles, (x, y)."""
+
+    arch: str = "wse2"
+    fabric: tuple[int, int] | None = None
+    offset: tuple[int, int] = (0, 0)
+    params: dict[str, str] = field(default_factory=dict)
+    colors: dict[str, int] = field(default_factory=dict)
+    import_paths: tuple[Path, ...] = ()
+    memcpy: bool = False
+    max_iterations: int = 1_000_000
+
+
+def compile_file(
+    path: Path, options: Options, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Image:
+    """The image of a root file.
+
+    Raises:
+        CompileFailed: the program has errors; the text shows them with their source lines.
+    """
+    compilation = Compilation(ARCHITECTURES[options.arch], options.import_paths, options.max_iterations)
+    compilation.fabric, compilation.offset = options.fabric or (0, 0), options.offset
+    try:
+        placement, params = analyze_layout(compilation, str(path), options.params, options.colors)
+        _check_placement(placement, options)
+        return _image(compilation, placement, options, params, progress)
+    except CslError as error:
+        compilation.diagnostics.add(error.diagnostic)
+        compilation.diagnostics.check()
+        raise
+    except ResourceError as error:
+        compilation.diagnostics.add(Diagnostic(str(error), None))
+        raise CompileFailed(compilation.diagnostics.text(), tuple(compilation.diagnostics.items)) from None
+
+
+def _image(
+    compilation: Compilation, placement: Placement, options: Options, params: dict[str, str], progress: Callable
+) -> Image:
+    width, height = placement.size
+    tiles: dict[TileCode, int] = {}
+    programs: list[Program] = []
+    local: list[dict[int, ColorConfig]] = []
+    program_of = np.full((height, width), -1, np.int32)
+    tables: dict[tuple, int] = {}
+    routes: list[dict[int, Route]] = []
+    routes_of = np.zeros((height, width), np.int32)
+    distinct = list(dict.fromkeys(placement.tiles.values()))
+    for number, tile in enumerate(distinct):
+        progress(number, len(distinct))
+        made = analyze_program(compilation, tile)
+        tiles[tile] = len(programs)
+        programs.append(generate(made))
+        local.append(made.colors)
+    for y in range(height):
+        for x in range(width):
+            index = tiles[placement.tiles[x, y]]
+            program_of[y, x] = index
+            merged = {**local[index], **placement.colors.get((x, y), {})}
+            key = tuple(sorted(merged.items()))
+            if key not in tables:
+                tables[key] = len(routes)
+                routes.append({color: route for color, c in key if (route := _route(c, color, (x, y))) is not None})
+            routes_of[y, x] = tables[key]
+    return Image(
+        options.arch, options.fabric or placement.size, options.offset, placement.size, tuple(programs), program_of,
+        tuple(routes), routes_of, params, {name: str(value) for name, value in options.colors.items()},
+        dict(placement.exports),
+    )  # fmt: skip
+
+
+def _route(config: ColorConfig, color: int, pe: tuple[int, int]) -> Route | None:
+    if config.positions is None:
+        return None
+    for position in config.positions:
+        if position is not None and bool(position[0]) != bool(position[1]):
+            side = "rx" if not position[0] else "tx"
+            raise CslError(None, f"color {color} of PE {pe} has a route without {side}")
+    if not config.positions[0] or config.positions[0] == (0, 0):
+        return None
+    return Route(
+        config.positions, config.position, config.ring, config.pop, config.filter, config.teardown, config.swap
+    )
+
+
+def _check_placement(placement: Placement, options: Options) -> None:
+    width, height = placement.size
+    if placement.size == (0, 0):
+        raise CslError(None, "the layout never calls @set_rectangle")
+    missing = [(x, y) for y in range(height) for x in range(width) if (x, y) not in placement.tiles]
+    if missing:
+        raise CslError(
+            None, f"{len(missing)} of {width * height} PEs have no code, the first is {missing[0]}; use @set_tile_code"
+        )
+    for colors in placement.colors.values():
+        assert all(0 <= color < NUM_COLORS for color in colors)
+    if options.fabric is None:
+        return
+    margin = (7, 2) if options.memcpy else (options.offset[0], options.offset[1])
+    needed = width + margin[0], height + margin[1]
+    if options.fabric[0] < needed[0] or options.fabric[1] < needed[1]:
+        raise CslError(
+            None,
+            f"--fabric-dims={options.fabric[0]},{options.fabric[1]} is too small: a rectangle of {width} x {height} "
+            f"needs at least {needed[0]},{needed[1]}",
+        )

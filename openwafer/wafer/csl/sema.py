@@ -1,0 +1,1666 @@
+"""The only walker: runs what is known at compile time, checks the rest and turns it into IR.
+
+A frame without `out` is compile time: every value in it must be known. Elsewhere a value is folded as far as it is
+known. Declarations are analysed when they are used. Module instances are shared within a program where file and
+parameters are equal; files are parsed once a compilation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from openwafer.wafer.arch import Arch
+from openwafer.wafer.csl import ast, ir
+from openwafer.wafer.csl import types as ty
+from openwafer.wafer.csl.ast import Span
+from openwafer.wafer.csl.comptime import (
+    COMPARE,
+    VOID,
+    ArrayValue,
+    Cell,
+    ComptimeError,
+    Const,
+    PointerValue,
+    StructValue,
+    arithmetic,
+    check_range,
+    encode,
+    scalar_bits,
+    to_float,
+)  # fmt: skip
+from openwafer.wafer.csl.diagnostics import CslError, Diagnostics, nearest
+from openwafer.wafer.csl.parser import parse_file
+from openwafer.wafer.csl.placement import Placement, TileCode
+from openwafer.wafer.csl.scope import (
+    CellPlace,
+    ElementPlace,
+    Frame,
+    FunctionValue,
+    Instance,
+    Left,
+    LocalPlace,
+    LoopMark,
+    MemoryPlace,
+    Place,
+    RangeValue,
+    Returned,
+    Run,
+    Value,
+)  # fmt: skip
+from openwafer.wafer.csl.source import SourceError, Sources, read_source
+from openwafer.wafer.csl.types import Type
+from openwafer.wafer.image import Location
+from openwafer.wafer.isa import Op, T
+
+LIBRARY = Path(__file__).parents[1] / "lib"
+MAX_CALLS = 200
+RANGE = ty.Simple("range")
+_PORTS = {"NORTH": 0, "SOUTH": 1, "EAST": 2, "WEST": 3, "RAMP": 4}
+_RUNTIME = {
+    "+": Op.ADD, "-": Op.SUB, "*": Op.MUL, "/": Op.DIV, "%": Op.REM, "&": Op.AND, "|": Op.OR, "^": Op.XOR,
+    "<<": Op.SHL, ">>": Op.SHR,
+}  # fmt: skip
+_COMPARISONS = {"==": Op.EQ, "!=": Op.NE, "<": Op.LT, "<=": Op.LE, ">": Op.LT, ">=": Op.LE}
+
+
+@dataclass(eq=False)
+class Compilation:
+    """What all programs of one run of the compiler share."""
+
+    arch: Arch
+    import_paths: tuple[Path, ...] = ()
+    max_iterations: int = 1_000_000
+    size: tuple[int, int] = (0, 0)
+    fabric: tuple[int, int] = (0, 0)
+    offset: tuple[int, int] = (0, 0)
+    sources: Sources = field(default_factory=Sources)
+    files: dict[str, tuple[ast.File, dict[str, ast.Decl]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.diagnostics = Diagnostics(self.sources)
+
+
+def analyze_layout(
+    compilation: Compilation, path: str, params: dict[str, str], colors: dict[str, int]
+) -> tuple[Placement, dict[str, str]]:
+    """Runs the layout block of the root file; also the parameters as out.json has them."""
+    sema = Sema(compilation, placement=Placement())
+    instance = sema.instance(path, {}, None)
+    given = sema.command_line(instance, params, colors)
+    instance.params.update(given)
+    layouts = [d for d in instance.file.declarations if isinstance(d, ast.LayoutBlock)]
+    if len(layouts) != 1:
+        span = layouts[1].span if layouts else None
+        raise CslError(span, f"{path} has {len(layouts) or 'no'} layout blocks; the root file needs exactly one")
+    sema.start(instance)
+    sema.guarded(lambda: sema.block(Frame(instance, [{}]), layouts[0].block))
+    compilation.diagnostics.check()
+    assert sema.placement is not None
+    compilation.size = sema.placement.size
+    return sema.placement, {name: str(const.value) for name, const in given.items()}
+
+
+def analyze_program(compilation: Compilation, tile: TileCode) -> ir.IrProgram:
+    """The program of one PE type."""
+    sema = Sema(compilation, program=ir.IrProgram(Path(tile.path).name))
+    instance = sema.instance(tile.path, dict(tile.params), None)
+    sema.start(instance)
+    sema.finish()
+    compilation.diagnostics.check()
+    assert sema.program is not None
+    return sema.program
+
+
+class Sema:
+    """Analysis of one layout or one program; builtins live in `builtins` and get this object."""
+
+    def __init__(
+        self, compilation: Compilation, program: ir.IrProgram | None = None, placement: Placement | None = None
+    ) -> None:
+        from openwafer.wafer.csl.builtins import BUILTINS
+
+        self.builtins = BUILTINS
+        self.compilation = compilation
+        self.arch = compilation.arch
+        self.program = program
+        self.placement = placement
+        self.instances: dict[tuple, Instance] = {}
+        self.functions: dict[tuple, ir.Function] = {}
+        self.bindings: dict[tuple[int, str], tuple[Any, int, Span]] = {}
+        self.later: list[Callable[[], None]] = []
+        self.handlers: dict[tuple[str, int], ir.Function] = {}
+        self.fifos: dict[int, ir.Fifo] = {}
+        self.num_strings = 0
+
+    # --- modules ----------------------------------------------------------------------------------------------------
+
+    def instance(self, path: str, params: dict[str, Const], span: Span | None) -> Instance:
+        """The module of a file with these parameters."""
+        file, declarations = self.parsed(path, span)
+        is_library = LIBRARY in Path(path).parents
+        return Instance(path, declarations, file, dict(params), is_library)
+
+    def parsed(self, path: str, span: Span | None) -> tuple[ast.File, dict[str, ast.Decl]]:
+        known = self.compilation.files.get(path)
+        if known is not None:
+            return known
+        try:
+            source = read_source(Path(path), _shown(path))
+        except SourceError as error:
+            raise CslError(span, str(error)) from None
+        diagnostics = self.compilation.diagnostics
+        file = parse_file(source, self.compilation.sources.add(source), diagnostics)
+        declarations: dict[str, ast.Decl] = {}
+        for declaration in file.declarations:
+            name = getattr(declaration, "name", None)
+            if name is None:
+                continue
+            if name in declarations:
+                first = declarations[name].span
+                error = CslError(declaration.span, f'"{name}" is declared twice', ("the first is here", first))
+                diagnostics.add(error.diagnostic)
+            declarations[name] = declaration
+        diagnostics.check()
+        self.compilation.files[path] = file, declarations
+        return file, declarations
+
+    def import_module(self, frame: Frame, path: str, params: dict[str, Const], span: Span) -> Instance:
+        """`@import_module`: a name in <> is sought in the library and the import paths."""
+        found = self.resolve(frame.instance, path, span)
+        key = (found, tuple(sorted(params.items(), key=lambda item: item[0])))
+        try:
+            known = self.instances.get(key)
+        except TypeError:
+            known, key = None, (found, id(span))
+        if known is not None:
+            return known
+        instance = self.instance(found, params, span)
+        unknown = [name for name in params if not isinstance(instance.declarations.get(name), ast.ParamDecl)]
+        for name in unknown:
+            declared = [n for n, d in instance.declarations.items() if isinstance(d, ast.ParamDecl)]
+            raise CslError(span, f'{_shown(found)} has no parameter "{name}"{nearest(name, declared)}')
+        self.instances[key] = instance
+        self.start(instance)
+        return instance
+
+    def resolve(self, instance: Instance, path: str, span: Span) -> str:
+        if path.startswith("<") and path.endswith(">"):
+            name = path[1:-1]
+            folders = [LIBRARY, *self.compilation.import_paths]
+            for folder in folders:
+                for candidate in (folder / f"{name}.csl", folder / name):
+                    if candidate.is_file():
+                        return str(candidate)
+            raise CslError(span, f"there is no library {path}; use --import-path=DIR for your own")
+        found = Path(instance.path).parent / path
+        if not found.is_file():
+            for folder in self.compilation.import_paths:
+                if (folder / path).is_file():
+                    return str(folder / path)
+        return str(found)
+
+    def command_line(self, instance: Instance, params: dict[str, str], colors: dict[str, int]) -> dict[str, Const]:
+        """--params and --colors as values of the root file's parameters."""
+        given: dict[str, Const] = {}
+        for name, text in params.items():
+            if not isinstance(instance.declarations.get(name), ast.ParamDecl):
+                declared = [n for n, d in instance.declarations.items() if isinstance(d, ast.ParamDecl)]
+                raise CslError(None, f'--params: {instance.path} has no parameter "{name}"{nearest(name, declared)}')
+            try:
+                given[name] = Const(ty.COMPTIME_INT, int(text, 0))
+            except ValueError:
+                try:
+                    given[name] = Const(ty.COMPTIME_FLOAT, float(text))
+                except ValueError:
+                    lower = text.lower()
+                    if lower in ("true", "false"):
+                        given[name] = Const(ty.BOOL, lower == "true")
+                    else:
+                        raise CslError(None, f'--params: "{text}" for {name} is no number and no bool') from None
+        for name, value in colors.items():
+            given[name] = Const(ty.COLOR, value)
+        return given
+
+    def start(self, instance: Instance) -> None:
+        """Run the imports and comptime blocks of a module."""
+        for declaration in instance.file.declarations:
+            value = getattr(declaration, "value", None)
+            if isinstance(value, ast.BuiltinCall) and value.name == "import_module":
+                self.guarded(lambda name=declaration.name: self.global_name(instance, name, None))  # pyright: ignore
+        for declaration in instance.file.declarations:
+            if isinstance(declaration, ast.ComptimeBlock):
+                self.guarded(lambda block=declaration.block: self.block(Frame(instance, [{}]), block))
+            elif self.program is not None and getattr(declaration, "linkage", None) == "export":
+                self.guarded(lambda name=declaration.name: self.export(instance, name))  # pyright: ignore
+
+    def export(self, instance: Instance, name: str) -> None:
+        found = self.global_name(instance, name, None)
+        if isinstance(found, MemoryPlace):
+            assert self.program is not None and isinstance(found.address, ir.Address)
+            kind = found.type.element if isinstance(found.type, ty.Array) else found.type
+            variable = found.address.variable
+            self.program.symbols.append(ir.Symbol(name, variable, None, False, str(kind), not found.is_const))
+
+    def finish(self) -> None:
+        """What had to wait until all tasks were bound."""
+        for action in self.later:  # grows on the way
+            self.guarded(action)
+        self.later.clear()
+
+    def guarded(self, action: Callable[[], object]) -> None:
+        """Do it; a mistake in it is reported and the rest goes on."""
+        try:
+            action()
+        except CslError as error:
+            self.compilation.diagnostics.add(error.diagnostic)
+        except RecursionError:
+            raise CslError(None, "the program nests too deeply for the compiler") from None
+
+    # --- names ------------------------------------------------------------------------------------------------------
+
+    def name(self, frame: Frame, node: ast.Name) -> Value | Place:
+        found = frame.lookup(node.text)
+        if found is None:
+            found = self.global_name(frame.instance, node.text, node.span)
+        if found is None:
+            if node.text in ty.NAMED:
+                return Const(ty.TYPE, ty.NAMED[node.text])
+            if node.text in _PORTS:
+                return Const(ty.DIRECTION, _PORTS[node.text])
+            if node.text == "undefined":
+                return Const(ty.Simple("undefined"), None)
+            sized = _sized_int(node.text)
+            if sized is not None:
+                return Const(ty.TYPE, sized)
+            known = [*frame.instance.declarations, *(n for scope in frame.scopes for n in scope), *ty.NAMED]
+            raise CslError(node.span, f'"{node.text}" is not declared{nearest(node.text, known)}')
+        if isinstance(found, Cell):
+            return CellPlace(found.type, found)
+        return found
+
+    def global_name(self, instance: Instance, name: str, span: Span | None) -> Any:
+        """What a top-level name stands for; None if there is none."""
+        if name in instance.names:
+            return instance.names[name]
+        declaration = instance.declarations.get(name)
+        if declaration is None:
+            return None
+        if name in instance.active:
+            raise CslError(declaration.span, f'"{name}" is defined by itself')
+        instance.active.add(name)
+        try:
+            found = self.declare(instance, declaration, span)
+        finally:
+            instance.active.discard(name)
+        instance.names[name] = found
+        return found
+
+    def declare(self, instance: Instance, declaration: ast.Decl, span: Span | None) -> Any:
+        frame = Frame(instance, [{}])
+        if isinstance(declaration, ast.FunctionDecl):
+            return Const(self.function_type(instance, declaration), FunctionValue(instance, declaration))
+        if isinstance(declaration, ast.ParamDecl):
+            return self.param(frame, declaration, span)
+        assert isinstance(declaration, ast.VarDecl)
+        kind = self.type(frame, declaration.type) if declaration.type is not None else None
+        if declaration.linkage == "extern":
+            raise CslError(declaration.span, "not supported yet: extern variables")
+        value = self.initial(frame, declaration, kind)
+        kind = kind or value.type
+        if declaration.is_const and not isinstance(kind, ty.Array):
+            return value
+        if ty.is_comptime_only(kind):
+            if declaration.is_const:
+                return value
+            raise CslError(
+                declaration.span,
+                f"a variable of type {kind} does not exist at run time",
+                "give it a sized type, or use const",
+            )
+        return self.variable(frame, declaration, kind, value, declaration.name)
+
+    def initial(self, frame: Frame, declaration: ast.VarDecl, kind: Type | None) -> Const:
+        """The initial value of a global."""
+        if declaration.value is None:
+            if kind is None:
+                raise CslError(declaration.span, f'"{declaration.name}" needs a type or a value')
+            return self.zero(kind, declaration.span)
+        value = self.constant(frame, declaration.value, kind)
+        if value.type == ty.Simple("undefined"):
+            assert kind is not None
+            return self.zero(kind, declaration.span)
+        return value
+
+    def zero(self, kind: Type, span: Span) -> Const:
+        if isinstance(kind, ty.Array):
+            return Const(kind, ArrayValue(kind.count, None, self.zero(kind.element, span).value))
+        if isinstance(kind, ty.Struct):
+            return Const(kind, StructValue(tuple((n, self.zero(t, span)) for n, t in kind.fields)))
+        if isinstance(kind, ty.Float):
+            return Const(kind, 0.0)
+        if kind == ty.BOOL:
+            return Const(kind, False)
+        if isinstance(kind, ty.DsdType):
+            return Const(kind, ir.DsdValue(_dsd_kind(kind)))
+        return Const(kind, 0)
+
+    def variable(
+        self, frame: Frame, declaration: ast.VarDecl, kind: Type, value: Const | None, name: str
+    ) -> MemoryPlace:
+        """Memory for a variable."""
+        size = ty.size_bytes(kind)
+        alignment = 4 if size >= 4 else 2
+        if declaration.align is not None:
+            alignment = self.integer(frame, declaration.align) * 2
+        variable = ir.Variable(name, size, alignment)
+        if value is not None:
+            self.fill(variable, replace(value, type=kind), declaration.span)
+        place = MemoryPlace(
+            kind, ir.Address(variable), 0, declaration.is_const, value if declaration.is_const else None
+        )
+        if self.program is not None:
+            self.program.variables.append(variable)
+            element = kind.element if isinstance(kind, ty.Array) else kind
+            self.program.symbols.append(ir.Symbol(name, variable, None, False, str(element), True, (), exported=False))
+        return place
+
+    def fill(self, variable: ir.Variable, value: Const, span: Span) -> None:
+        """Put a value's bytes and addresses into a variable."""
+        if isinstance(value.type, ty.DsdType):
+            dsd: ir.DsdValue = value.value
+            slots = dsd_slots(dsd)
+            variable.initial = b"".join(slot.to_bytes(8, "little") for slot in slots)
+            if dsd.base is not None:
+                variable.relocations[4] = dsd.base
+            return
+        try:
+            data, pointers = encode(value)
+        except ComptimeError as error:
+            raise CslError(span, str(error)) from None
+        variable.initial = data
+        variable.relocations = {at: ir.Address(p.variable, p.offset) for at, p in pointers.items()}
+
+    def param(self, frame: Frame, declaration: ast.ParamDecl, span: Span | None) -> Const:
+        given = frame.instance.params.get(declaration.name)
+        kind = self.type(frame, declaration.type) if declaration.type is not None else None
+        if given is None:
+            if declaration.default is None:
+                raise CslError(
+                    span or declaration.span,
+                    f'the parameter "{declaration.name}" has no value',
+                    ("declared here", declaration.span),
+                )
+            return self.constant(frame, declaration.default, kind)
+        return self.coerced_param(given, kind, declaration)
+
+    def coerced_param(self, given: Const, kind: Type | None, declaration: ast.ParamDecl) -> Const:
+        if kind is None:
+            return given
+        if isinstance(kind, ty.Opaque) and isinstance(given.value, int):
+            return Const(kind, given.value)
+        if isinstance(given.type, ty.Opaque) and isinstance(kind, ty.Int):
+            return Const(kind, given.value)
+        value = self.coerce(given, kind, declaration.span)
+        assert isinstance(value, Const)
+        return value
+
+    # --- types and constants ----------------------------------------------------------------------------------------
+
+    def type(self, frame: Frame, node: ast.Expr) -> Type:
+        inner = frame.comptime()
+        value = self.load(inner, self.expr(inner, node), node.span)
+        if isinstance(value, Const) and value.type == ty.TYPE:
+            return value.value
+        raise CslError(node.span, f"expected a type, found a value of type {value.type}")
+
+    def constant(self, frame: Frame, node: ast.Expr, want: Type | None = None) -> Const:
+        """The value of an expression that must be known now."""
+        value = self.value(frame.comptime(), node, want)
+        assert isinstance(value, Const)
+        return value
+
+    def integer(self, frame: Frame, node: ast.Expr) -> int:
+        value = self.constant(frame, node)
+        if isinstance(value.value, int):
+            return int(value.value)
+        raise CslError(node.span, f"expected an integer, found a value of type {value.type}")
+
+    def string(self, frame: Frame, node: ast.Expr) -> str:
+        value = self.constant(frame, node)
+        if value.type != ty.COMPTIME_STRING:
+            raise CslError(node.span, f"expected a string, found a value of type {value.type}")
+        return value.value
+
+    def function_type(self, instance: Instance, declaration: ast.FunctionDecl) -> ty.FunctionType:
+        frame = Frame(instance, [{}])
+
+        def kind(node: ast.Expr | None) -> Type:
+            if node is None:
+                return ty.VOID
+            try:
+                return self.type(frame, node)
+            except CslError:
+                return ty.ANYTYPE  # depends on a parameter
+
+        parameters = tuple(kind(p.type) for p in declaration.parameters)
+        return ty.FunctionType(parameters, kind(declaration.result), declaration.is_task)
+
+    # --- values -----------------------------------------------------------------------------------------------------
+
+    def value(self, frame: Frame, node: ast.Expr, want: Type | None = None) -> Value:
+        """An expression as a value, of type `want` if given."""
+        value = self.load(frame, self.expr(frame, node, want), node.span)
+        if want is not None:
+            value = self.coerce(value, want, node.span)
+        return value
+
+    def load(self, frame: Frame, found: Value | Place, span: Span) -> Value:
+        if isinstance(found, Const):
+            return found
+        if isinstance(found, CellPlace):
+            return _at_path(found)
+        if isinstance(found, MemoryPlace) and found.known is not None and frame.is_comptime:
+            return found.known
+        if frame.is_comptime:
+            raise CslError(span, "this value is not known at compile time")
+        if isinstance(found, Run):
+            return found
+        if isinstance(found, LocalPlace):
+            return Run(found.type, ir.GetLocal(found.local))
+        place = self.place_of(span)
+        if isinstance(found, ElementPlace):
+            own = ty.scalar(found.type)
+            assert own is not None
+            return Run(found.type, ir.LoadIndexed(own, found.address, found.index, place))
+        own = ty.scalar(found.type)
+        if own is not None:
+            return Run(found.type, ir.Load(own, found.address, found.offset, place))
+        if isinstance(found.type, ty.DsdType):
+            return Run(found.type, ir.Load(ir.Special.DSD, found.address, found.offset, place))
+        return Run(found.type, offset_by(found.address, found.offset))
+
+    def place_of(self, span: Span) -> Location:
+        source = self.compilation.sources[span.source]
+        line, column = source.position(span.start)
+        return Location(source.path, line, column)
+
+    def coerce(self, value: Value, want: Type, span: Span) -> Value:
+        """The value as one of another type, where CSL does that by itself."""
+        have = value.type
+        if have == want or want in (ty.ANYTYPE,):
+            return value
+        if isinstance(value, Const):
+            converted = self.coerce_const(value, want, span)
+            if converted is not None:
+                return converted
+        elif isinstance(have, ty.Pointer) and isinstance(want, ty.Pointer) and _pointer_fits(have, want):
+            return Run(want, value.expr)
+        elif isinstance(have, ty.Int) and isinstance(want, ty.Int) and have.low >= want.low and have.high <= want.high:
+            return Run(want, convert(value.expr, have, want))
+        raise CslError(span, f"expected a value of type {want}, found {have}")
+
+    def coerce_const(self, value: Const, want: Type, span: Span) -> Const | None:
+        have, known = value.type, value.value
+        if have == ty.Simple("undefined"):
+            return self.zero(want, span)
+        if have == ty.COMPTIME_INT or isinstance(have, ty.Int):
+            if isinstance(want, ty.Int) or want == ty.COMPTIME_INT:
+                try:
+                    check_range(known, want)
+                except ComptimeError as error:
+                    raise CslError(span, str(error)) from None
+                return Const(want, known)
+            if have == ty.COMPTIME_INT and isinstance(want, ty.Float):
+                return Const(want, to_float(float(known), want.bits))
+            if have == ty.COMPTIME_INT and want == ty.COMPTIME_FLOAT:
+                return Const(want, float(known))
+        if have == ty.COMPTIME_FLOAT and isinstance(want, ty.Float):
+            return Const(want, to_float(known, want.bits))
+        if isinstance(have, ty.Pointer) and isinstance(want, ty.Pointer) and _pointer_fits(have, want):
+            return Const(want, known)
+        if isinstance(known, StructValue):
+            if want == ty.COMPTIME_STRUCT:
+                return Const(want, known)
+            if isinstance(want, ty.Array) and (known.is_tuple or not known.fields):
+                return self.array(want, [v for _, v in known.fields], span)
+            if isinstance(want, ty.Struct):
+                return self.struct(want, known, span)
+        if isinstance(have, ty.Array) and isinstance(want, ty.Array):
+            same = have.count == want.count and have.element == want.element
+            return Const(want, known) if same else None
+        if isinstance(have, ty.FunctionType) and isinstance(want, ty.FunctionType):
+            same = have.result == want.result and have.parameters == want.parameters
+            return value if same else None
+        return None
+
+    def array(self, kind: ty.Array, elements: list[Const], span: Span) -> Const:
+        if len(elements) != kind.count and len(elements) != kind.extents[0]:
+            raise CslError(span, f"{kind} has {kind.count} elements, {len(elements)} are given")
+        if len(kind.extents) > 1 and len(elements) != kind.count:
+            inner = ty.Array(kind.extents[1:], kind.element)
+            rows = [self.coerce(e, inner, span) for e in elements]
+            flat = [row.value.at(i) for row in rows if isinstance(row, Const) for i in range(inner.count)]
+            return Const(kind, ArrayValue(kind.count, tuple(flat)))
+        values = [self.coerce(e, kind.element, span) for e in elements]
+        return Const(kind, ArrayValue(kind.count, tuple(v.value for v in values if isinstance(v, Const))))
+
+    def struct(self, kind: ty.Struct, given: StructValue, span: Span) -> Const:
+        names = [name for name, _ in kind.fields]
+        for name in given.names:
+            if name not in names:
+                raise CslError(span, f'{kind} has no field "{name}"{nearest(name, names)}')
+        fields = []
+        for name, field_type in kind.fields:
+            own = given.get(name)
+            if own is None:
+                raise CslError(span, f'the field "{name}" of {kind} has no value')
+            fields.append((name, self.coerce(own, field_type, span)))
+        return Const(kind, StructValue(tuple(fields)))
+
+    # --- expressions ------------------------------------------------------------------------------------------------
+
+    def expr(self, frame: Frame, node: ast.Expr, want: Type | None = None) -> Value | Place:
+        handler = _EXPRESSIONS.get(type(node))
+        if handler is None:
+            raise CslError(node.span, f"{type(node).__name__} is not allowed here")
+        return handler(self, frame, node, want)
+
+    def literal(self, frame: Frame, node: ast.Expr, want: Type | None) -> Const:
+        if isinstance(node, ast.IntLiteral):
+            return Const(ty.COMPTIME_INT, node.value)
+        if isinstance(node, ast.FloatLiteral):
+            return Const(ty.COMPTIME_FLOAT, float(node.text))
+        if isinstance(node, ast.BoolLiteral):
+            return Const(ty.BOOL, node.value)
+        assert isinstance(node, ast.StringLiteral)
+        return Const(ty.COMPTIME_STRING, node.value)
+
+    def builtin(self, frame: Frame, node: ast.BuiltinCall, want: Type | None) -> Value | Place:
+        handler = self.builtins.get(node.name)
+        if handler is None:
+            raise CslError(node.span, f"there is no builtin @{node.name}{nearest(node.name, self.builtins)}")
+        if node.name.startswith("__") and not frame.instance.is_library:
+            raise CslError(node.span, f"@{node.name} belongs to the standard library")
+        return handler(self, frame, node, want)
+
+    def call(self, frame: Frame, node: ast.Call, want: Type | None) -> Value:
+        callee = self.load(frame, self.expr(frame, node.function), node.function.span)
+        if not isinstance(callee, Const) or not isinstance(callee.value, FunctionValue):
+            raise CslError(node.function.span, f"a value of type {callee.type} cannot be called")
+        if callee.value.declaration.is_task:
+            raise CslError(node.span, f"{callee.value.declaration.name} is a task: activate it instead of calling it")
+        parameters = callee.value.declaration.parameters
+        if len(parameters) != len(node.arguments):
+            raise CslError(
+                node.span,
+                f"{callee.value.declaration.name} takes {len(parameters)} arguments, {len(node.arguments)} are given",
+                ("declared here", callee.value.declaration.span),
+            )
+        return self.call_with(frame, callee.value, node.arguments, node.span)
+
+    def call_with(self, frame: Frame, function: FunctionValue, nodes: Iterable[ast.Expr], span: Span) -> Value:
+        instance, declaration = function.instance, function.declaration
+        scope: dict[str, Any] = {}
+        inner = Frame(instance, [scope])
+        arguments: list[tuple[ast.Parameter, Type, Value]] = []
+        for parameter, node in zip(declaration.parameters, nodes, strict=True):
+            kind = self.type(inner, parameter.type)
+            must = frame.is_comptime or (ty.is_comptime_only(kind) and kind != ty.ANYTYPE) or parameter.is_comptime
+            value = self.value(frame.comptime() if must else frame, node, None if kind == ty.ANYTYPE else kind)
+            kind = value.type if kind == ty.ANYTYPE else kind
+            if isinstance(value, Const):
+                scope[parameter.name] = value
+            else:
+                scope[parameter.name] = LocalPlace(kind, ir.Local(parameter.name, self.slot_type(kind, node.span)))
+            arguments.append((parameter, kind, value))
+        result = self.type(inner, declaration.result) if declaration.result is not None else ty.VOID
+        if frame.is_comptime or (ty.is_comptime_only(result) and all(isinstance(v, Const) for _, _, v in arguments)):
+            return self.run(frame, function, scope, result, span)
+        fixed = {p.name: v for p, k, v in arguments if isinstance(v, Const) and (_is_fixed(k) or p.is_comptime)}
+        target = self.lower(function, fixed, {p.name: k for p, k, _ in arguments if p.name not in fixed}, result)
+        passed = [self.runtime(v, span) for p, _, v in arguments if p.name not in fixed]
+        return Run(result, ir.Call(target, passed, self.place_of(span)))
+
+    def run(self, frame: Frame, function: FunctionValue, scope: dict[str, Any], result: Type, span: Span) -> Const:
+        """A call at compile time."""
+        if frame.depth >= MAX_CALLS:
+            raise CslError(span, f"more than {MAX_CALLS} nested calls at compile time")
+        cells = {
+            name: Cell(value.type, value, name) if isinstance(value, Const) else value for name, value in scope.items()
+        }
+        inner = Frame(function.instance, [dict(cells)], None, frozenset(), result, [], frame.depth + 1)
+        assert function.declaration.body is not None
+        try:
+            self.block(inner, function.declaration.body)
+        except Returned as returned:
+            if result == ty.VOID:
+                return VOID
+            value = self.coerce(returned.value, result, span)
+            assert isinstance(value, Const)
+            return value
+        if result not in (ty.VOID, ty.ANYTYPE):
+            raise CslError(function.declaration.span, f"{function.declaration.name} ends without returning a {result}")
+        return VOID
+
+    def lower(
+        self, function: FunctionValue, fixed: dict[str, Const], kinds: dict[str, Type], result: Type
+    ) -> ir.Function:
+        """The IR of a function, once for each set of compile-time arguments and types."""
+        declaration = function.declaration
+        key = (id(function.instance), declaration.name, tuple(fixed.items()), tuple(kinds.items()))
+        known = self.functions.get(key)
+        if known is not None:
+            return known
+        scope: dict[str, Any] = dict(fixed)
+        parameters = []
+        names = _addressed(declaration.body) if declaration.body is not None else frozenset()
+        frame = Frame(function.instance, [scope], [], names, result, [], 0, declaration.name)
+        for name, kind in kinds.items():
+            local = ir.Local(name, self.slot_type(kind, declaration.span))
+            parameters.append(local)
+            scope[name] = LocalPlace(kind, local)
+        lowered = ir.Function(
+            declaration.name, parameters, self.slot_type(result, declaration.span), [], self.place_of(declaration.span)
+        )
+        self.functions[key] = lowered
+        if self.program is not None:
+            self.program.functions.append(lowered)
+        assert frame.out is not None and declaration.body is not None
+        for name in kinds:
+            if name in names:
+                self.to_memory(frame, name, scope)
+        self.block(frame, declaration.body)
+        lowered.body = frame.out
+        return lowered
+
+    def to_memory(self, frame: Frame, name: str, scope: dict[str, Any]) -> None:
+        """A parameter whose address is taken gets memory."""
+        place: LocalPlace = scope[name]
+        variable = ir.Variable(f"{frame.name}.{name}", ty.size_bytes(place.type), 2)
+        assert frame.out is not None and self.program is not None
+        self.program.variables.append(variable)
+        frame.out.append(ir.Store(place.local.type, ir.Address(variable), 0, ir.GetLocal(place.local)))
+        scope[name] = MemoryPlace(place.type, ir.Address(variable))
+
+    def slot_type(self, kind: Type, span: Span) -> ir.Type:
+        """How a value goes through slots."""
+        if kind == ty.VOID:
+            return ir.Special.VOID
+        if isinstance(kind, ty.DsdType):
+            return ir.Special.DSD
+        own = ty.scalar(kind)
+        if own is None:
+            if isinstance(kind, ty.Array | ty.Struct):
+                raise CslError(span, f"not supported yet: passing {kind} by value; pass a pointer to it")
+            raise CslError(span, f"a value of type {kind} does not exist at run time")
+        return own
+
+    def runtime(self, value: Value, span: Span) -> ir.Expr:
+        """A value as IR."""
+        if isinstance(value, Run):
+            return value.expr
+        kind, known = value.type, value.value
+        if isinstance(known, PointerValue):
+            return ir.Address(known.variable, known.offset)
+        if isinstance(kind, ty.DsdType):
+            return known
+        own = ty.scalar(kind)
+        if own is not None:
+            return ir.Const(scalar_bits(kind, known), own)
+        if isinstance(kind, ty.Array | ty.Struct):
+            return ir.Address(self.anonymous(value, span))
+        raise CslError(span, f"a value of type {kind} does not exist at run time", "give it a sized type with @as")
+
+    def anonymous(self, value: Const, span: Span) -> ir.Variable:
+        """Memory for a constant aggregate."""
+        variable = ir.Variable(f"constant.{self.num_strings}", ty.size_bytes(value.type), 4)
+        self.num_strings += 1
+        self.fill(variable, value, span)
+        if self.program is not None:
+            self.program.variables.append(variable)
+        return variable
+
+    def field(self, frame: Frame, node: ast.Field, want: Type | None) -> Value | Place:
+        base = self.expr(frame, node.base)
+        if isinstance(base, Const):
+            return self.const_field(base, node)
+        kind = base.type
+        if isinstance(base, CellPlace):
+            if isinstance(kind, ty.Struct) or kind == ty.COMPTIME_STRUCT:
+                inner = CellPlace(kind, base.cell, (*base.path, node.name))
+                return replace(inner, type=_at_path(inner, node).type)
+            return self.const_field(_at_path(base), node)
+        if isinstance(kind, ty.Pointer) and isinstance(kind.target, ty.Struct):
+            pointer = self.load(frame, base, node.span)
+            base, kind = MemoryPlace(kind.target, self.runtime(pointer, node.span), 0, kind.is_const), kind.target
+        if isinstance(kind, ty.Struct) and isinstance(base, MemoryPlace | Run):
+            fields = dict(kind.fields)
+            if node.name not in fields:
+                raise CslError(node.span, f'{kind} has no field "{node.name}"{nearest(node.name, fields)}')
+            address = base.address if isinstance(base, MemoryPlace) else base.expr
+            offset = base.offset if isinstance(base, MemoryPlace) else 0
+            return MemoryPlace(fields[node.name], address, offset + kind.offset(node.name))
+        raise CslError(node.span, f"a value of type {kind} has no fields")
+
+    def const_field(self, base: Const, node: ast.Field) -> Value | Place:
+        known = base.value
+        if isinstance(known, Instance):
+            found = self.global_name(known, node.name, node.span)
+            if found is None:
+                close = nearest(node.name, known.declarations)
+                raise CslError(node.span, f'{_shown(known.path)} has no "{node.name}"{close}')
+            return found
+        if isinstance(known, StructValue):
+            found = known.get(node.name)
+            if found is None:
+                raise CslError(node.span, f'the struct has no field "{node.name}"{nearest(node.name, known.names)}')
+            return found
+        if base.type == ty.TYPE and isinstance(known, ty.Enum):
+            members = dict(known.members)
+            if node.name not in members:
+                raise CslError(node.span, f'{known} has no member "{node.name}"{nearest(node.name, members)}')
+            return Const(known, members[node.name])
+        if isinstance(known, PointerValue) and isinstance(base.type, ty.Pointer):
+            target = base.type.target
+            if isinstance(target, ty.Struct):
+                offset = known.offset + target.offset(node.name)
+                return MemoryPlace(dict(target.fields)[node.name], ir.Address(known.variable), offset)
+        raise CslError(node.span, f"a value of type {base.type} has no fields")
+
+    def dereference(self, frame: Frame, node: ast.Dereference, want: Type | None) -> Place:
+        pointer = self.load(frame, self.expr(frame, node.base), node.span)
+        if not isinstance(pointer.type, ty.Pointer):
+            raise CslError(node.span, f"a value of type {pointer.type} is no pointer")
+        return MemoryPlace(pointer.type.target, self.runtime(pointer, node.span), 0, pointer.type.is_const)
+
+    def index(self, frame: Frame, node: ast.Index, want: Type | None) -> Value | Place:
+        base = self.expr(frame, node.base)
+        if isinstance(base.type, ty.Pointer):
+            return self.pointer_index(frame, node, self.load(frame, base, node.base.span))
+        if isinstance(base, Const) and isinstance(base.value, StructValue) and base.value.is_tuple:
+            number = self.integer(frame, node.indices[0])
+            if not 0 <= number < len(base.value.fields):
+                raise CslError(node.span, f"index {number} is out of bounds (0 to {len(base.value.fields) - 1})")
+            return base.value.fields[number][1]
+        kind = base.type
+        if not isinstance(kind, ty.Array):
+            if isinstance(kind, ty.Simple) and isinstance(base, CellPlace):
+                return self.index_const(_at_path(base), frame, node)
+            raise CslError(node.base.span, f"a value of type {kind} cannot be indexed")
+        if len(node.indices) != len(kind.extents):
+            raise CslError(node.span, f"{kind} takes {len(kind.extents)} indices, {len(node.indices)} are given")
+        flat = self.flat_index(frame, node.indices, kind.extents)
+        if isinstance(flat, int):
+            if isinstance(base, CellPlace):
+                return CellPlace(kind.element, base.cell, (*base.path, flat))
+            if isinstance(base, Const) and isinstance(base.value, ArrayValue):
+                return Const(kind.element, base.value.at(flat))
+            if isinstance(base, MemoryPlace):
+                whole = base.known.value if base.known is not None else None
+                known = Const(kind.element, whole.at(flat)) if isinstance(whole, ArrayValue) else None
+                offset = base.offset + flat * ty.size_bytes(kind.element)
+                return MemoryPlace(kind.element, base.address, offset, base.is_const, known)
+        if isinstance(base, Const):
+            base = MemoryPlace(kind, self.runtime(base, node.span), 0, True)
+        if isinstance(base, MemoryPlace):
+            return self.element(offset_by(base.address, base.offset), kind.element, flat, base.is_const)
+        if isinstance(base, Run):
+            return self.element(base.expr, kind.element, flat, True)
+        raise CslError(node.span, "the index is not known at compile time")
+
+    def index_const(self, base: Const, frame: Frame, node: ast.Index) -> Const:
+        number = self.integer(frame, node.indices[0])
+        if isinstance(base.value, StructValue) and 0 <= number < len(base.value.fields):
+            return base.value.fields[number][1]
+        raise CslError(node.span, f"index {number} is out of bounds")
+
+    def pointer_index(self, frame: Frame, node: ast.Index, pointer: Value) -> Place:
+        kind = pointer.type
+        assert isinstance(kind, ty.Pointer)
+        target = kind.target
+        if isinstance(target, ty.Array) and not kind.is_many:
+            extents, element = target.extents, target.element
+        else:
+            extents, element = (None,), target
+        if len(node.indices) != len(extents):
+            raise CslError(node.span, f"{kind} takes {len(extents)} indices, {len(node.indices)} are given")
+        flat = self.flat_index(frame, node.indices, extents)
+        return self.element(self.runtime(pointer, node.span), element, flat, kind.is_const)
+
+    def element(self, address: ir.Expr, kind: Type, flat: int | ir.Expr, is_const: bool) -> Place:
+        size = ty.size_bytes(kind)
+        if isinstance(flat, int):
+            return MemoryPlace(kind, address, flat * size, is_const)
+        if ty.scalar(kind) is not None:
+            return ElementPlace(kind, address, flat, is_const)
+        step = ir.Binary(Op.MUL, T.U16, flat, ir.Const(size, T.U16))
+        return MemoryPlace(kind, ir.Binary(Op.ADD, T.U16, address, step), 0, is_const)
+
+    def flat_index(self, frame: Frame, nodes: tuple[ast.Expr, ...], extents: tuple[int | None, ...]) -> int | ir.Expr:
+        """Row-major index of one element."""
+        flat: int | ir.Expr = 0
+        for node, extent in zip(nodes, extents, strict=True):
+            value = self.value(frame, node)
+            if not (isinstance(value.type, ty.Int | ty.Enum) or value.type == ty.COMPTIME_INT):
+                raise CslError(node.span, f"an index must be an integer, found {value.type}")
+            own: int | ir.Expr
+            if isinstance(value, Const):
+                own = value.value
+                if extent is not None and not 0 <= value.value < extent:
+                    raise CslError(node.span, f"index {value.value} is out of bounds (0 to {extent - 1})")
+            else:
+                own = value.expr
+            flat = own if extents.index(extent) == 0 and flat == 0 else _combine(flat, extent or 1, own)
+        return flat
+
+    def address_of(self, frame: Frame, node: ast.AddressOf, want: Type | None) -> Value:
+        found = self.expr(frame, node.operand)
+        if isinstance(found, MemoryPlace):
+            kind = ty.Pointer(found.type, False, found.is_const)
+            if isinstance(found.address, ir.Address):
+                address = found.address
+                return Const(kind, PointerValue(address.variable, address.offset + found.offset))
+            return Run(kind, offset_by(found.address, found.offset))
+        if isinstance(found, ElementPlace):
+            size = ir.Const(ty.size_bytes(found.type), T.U16)
+            step = ir.Binary(Op.MUL, T.U16, found.index, size)
+            return Run(ty.Pointer(found.type, False, found.is_const), ir.Binary(Op.ADD, T.U16, found.address, step))
+        if isinstance(found, Const) and ty.size_bytes(found.type):
+            return Const(ty.Pointer(found.type, False, True), PointerValue(self.anonymous(found, node.span)))
+        if isinstance(found, CellPlace) and ty.size_bytes(found.type):
+            value = _at_path(found)
+            return Const(ty.Pointer(found.type, False, True), PointerValue(self.anonymous(value, node.span)))
+        raise CslError(node.span, "this has no address")
+
+    def unary(self, frame: Frame, node: ast.Unary, want: Type | None) -> Value:
+        value = self.value(frame, node.operand, want if node.operator == "-" and _is_sized(want) else None)
+        kind = value.type
+        if node.operator == "!":
+            if kind != ty.BOOL:
+                raise CslError(node.span, f"! needs a bool, found {kind}")
+            return Const(kind, not value.value) if isinstance(value, Const) else Run(kind, ir.LogicalNot(value.expr))
+        integral = isinstance(kind, ty.Int) or kind == ty.COMPTIME_INT
+        if not integral and (node.operator == "~" or not (isinstance(kind, ty.Float) or kind == ty.COMPTIME_FLOAT)):
+            raise CslError(node.span, f"{node.operator} is not defined for {kind}")
+        if isinstance(value, Const):
+            result = -value.value if node.operator == "-" else ~value.value
+            return Const(kind, kind.wrap(result) if isinstance(kind, ty.Int) else result)
+        own = ty.scalar(kind)
+        assert own is not None
+        node_type = ir.Negate if node.operator == "-" else ir.Invert
+        return Run(kind, node_type(own, value.expr))
+
+    def binary(self, frame: Frame, node: ast.Binary, want: Type | None) -> Value:
+        if node.operator in ("and", "or"):
+            return self.logical(frame, node)
+        left = self.value(frame, node.left)
+        right = self.value(frame, node.right)
+        return self.operate(node.operator, left, right, node.span)
+
+    def logical(self, frame: Frame, node: ast.Binary) -> Value:
+        left = self.value(frame, node.left, ty.BOOL)
+        is_and = node.operator == "and"
+        if isinstance(left, Const):
+            if bool(left.value) != is_and:
+                return left
+            return self.value(frame, node.right, ty.BOOL)
+        inner = replace_out(frame)
+        right = self.value(inner, node.right, ty.BOOL)
+        right_expr = self.runtime(right, node.right.span)
+        if inner.out:
+            right_expr = ir.Sequence(inner.out, right_expr)
+        return Run(ty.BOOL, ir.Logical(is_and, left.expr, right_expr))
+
+    def operate(self, operator: str, left: Value, right: Value, span: Span) -> Value:
+        """A binary operation on two values."""
+        if operator in COMPARE:
+            return self.compare(operator, left, right, span)
+        if operator in ("<<", ">>"):
+            kind = left.type
+            if isinstance(right, Const) and isinstance(right.value, int) and right.value < 0:
+                raise CslError(span, f"a shift count must not be negative, found {right.value}")
+        else:
+            left, right, kind = self.unified(left, right, span, operator)
+        integral = isinstance(kind, ty.Int) or kind == ty.COMPTIME_INT
+        floating = isinstance(kind, ty.Float) or kind == ty.COMPTIME_FLOAT
+        if not integral and (not floating or operator in ("<<", ">>", "&", "|", "^")):
+            if kind == ty.BOOL and operator in ("&", "|", "^") and isinstance(left, Const) and isinstance(right, Const):
+                return Const(kind, bool(arithmetic(operator, ty.COMPTIME_INT, int(left.value), int(right.value))))
+            raise CslError(span, f"{operator} is not defined for {kind}")
+        if isinstance(left, Const) and isinstance(right, Const):
+            try:
+                return Const(kind, arithmetic(operator, kind, left.value, right.value))
+            except ComptimeError as error:
+                raise CslError(span, str(error)) from None
+        if operator in ("<<", ">>"):
+            if kind == ty.COMPTIME_INT:
+                raise CslError(span, "the left side of a shift by a run-time count needs a sized type")
+            if isinstance(right, Const) and right.type == ty.COMPTIME_INT:
+                right = Const(ty.U16, right.value)
+        if isinstance(right, Const) and operator in ("/", "%") and integral and right.value == 0:
+            raise CslError(span, "division by zero")
+        own = ty.scalar(kind)
+        assert own is not None
+        expr = ir.Binary(
+            _RUNTIME[operator], own, self.runtime(left, span), self.runtime(right, span), self.place_of(span)
+        )
+        return Run(kind, expr)
+
+    def unified(self, left: Value, right: Value, span: Span, operator: str) -> tuple[Value, Value, Type]:
+        """Both operands in one type."""
+        a, b = left.type, right.type
+        if a == b:
+            return left, right, a
+        for one, other in ((a, b), (b, a)):
+            if one in ty.NUMBERS and other not in ty.NUMBERS:
+                return self.coerce(left, other, span), self.coerce(right, other, span), other
+        if a in ty.NUMBERS and b in ty.NUMBERS:
+            kind = ty.COMPTIME_FLOAT
+            return self.coerce(left, kind, span), self.coerce(right, kind, span), kind
+        if isinstance(left, Const) and isinstance(a, ty.Int) and isinstance(b, ty.Int):
+            return self.coerce(left, b, span), right, b
+        if isinstance(right, Const) and isinstance(a, ty.Int) and isinstance(b, ty.Int):
+            return left, self.coerce(right, a, span), a
+        if isinstance(a, ty.Pointer) and isinstance(b, ty.Pointer):
+            return left, right, a
+        raise CslError(span, f"{operator} needs two operands of one type, found {a} and {b}", "convert one with @as")
+
+    def compare(self, operator: str, left: Value, right: Value, span: Span) -> Value:
+        left, right, kind = self.unified(left, right, span, operator)
+        if isinstance(left, Const) and isinstance(right, Const):
+            return Const(ty.BOOL, COMPARE[operator](left.value, right.value))
+        own = ty.scalar(kind)
+        if own is None:
+            raise CslError(span, f"{operator} is not defined for {kind}")
+        first, second = self.runtime(left, span), self.runtime(right, span)
+        if operator in (">", ">="):
+            first, second = second, first
+        return Run(ty.BOOL, ir.Compare(_COMPARISONS[operator], own, first, second))
+
+    def if_expr(self, frame: Frame, node: ast.IfExpr, want: Type | None) -> Value | Place:
+        condition = self.value(frame, node.condition, ty.BOOL)
+        if isinstance(condition, Const):
+            if condition.value:
+                return self.expr(frame, node.then, want)
+            if node.otherwise is None:
+                raise CslError(node.span, "no branch of this if is taken, so it has no value")
+            return self.expr(frame, node.otherwise, want)
+        if node.otherwise is None:
+            raise CslError(node.span, "an if without else has no value")
+        frames = replace_out(frame), replace_out(frame)
+        then = self.value(frames[0], node.then, want)
+        otherwise = self.value(frames[1], node.otherwise, want)
+        then, otherwise, kind = self.unified(then, otherwise, node.span, "if")
+        if kind in ty.NUMBERS:
+            raise CslError(node.span, f"both values are of type {kind}, which does not exist at run time")
+        values = []
+        for inner, value in zip(frames, (then, otherwise), strict=True):
+            expr = self.runtime(value, node.span)
+            values.append(ir.Sequence(inner.out, expr) if inner.out else expr)
+        return Run(kind, ir.Select(self.slot_type(kind, node.span), condition.expr, values[0], values[1]))
+
+    def switch_expr(self, frame: Frame, node: ast.SwitchExpr, want: Type | None) -> Value | Place:
+        operand = self.value(frame, node.operand)
+        if not isinstance(operand, Const):
+            raise CslError(node.span, "not supported yet: a switch expression over a run-time value")
+        prong = self.chosen(frame, operand, node.prongs, node.span)
+        if prong is None or isinstance(prong.body, ast.Block | ast.Assign | ast.Return | ast.Break | ast.Continue):
+            raise CslError(node.span, "the chosen prong has no value")
+        return self.expr(frame, prong.body, want)  # pyright: ignore[reportArgumentType]
+
+    def chosen(self, frame: Frame, operand: Const, prongs: tuple[ast.Prong, ...], span: Span) -> ast.Prong | None:
+        """The prong of a known value."""
+        for prong in prongs:
+            if prong.is_else:
+                return prong
+            for value in prong.values:
+                if isinstance(value, ast.Range):
+                    low, high = self.integer(frame, value.low), self.integer(frame, value.high)
+                    if low <= operand.value <= high:
+                        return prong
+                elif self.constant(frame, value, operand.type).value == operand.value:
+                    return prong
+        return None
+
+    def struct_literal(self, frame: Frame, node: ast.StructLiteral, want: Type | None) -> Value | Place:
+        if node.is_void:
+            return VOID
+        kind = self.type(frame, node.type) if node.type is not None else want
+        wants = dict(kind.fields) if isinstance(kind, ty.Struct) else {}
+        fields: list[tuple[str, Value]] = []
+        for item in node.fields:
+            if any(item.name == name for name, _ in fields):
+                raise CslError(item.span, f'the field "{item.name}" is given twice')
+            fields.append((item.name, self.value(frame, item.value, wants.get(item.name))))
+        if all(isinstance(value, Const) for _, value in fields):
+            made = StructValue(tuple(fields))  # pyright: ignore[reportArgumentType]
+            if isinstance(kind, ty.Struct):
+                return self.struct(kind, made, node.span)
+            return Const(ty.COMPTIME_STRUCT, made)
+        if not isinstance(kind, ty.Struct):
+            raise CslError(node.span, "a struct with run-time fields needs a named type")
+        return self.runtime_struct(frame, kind, dict(fields), node.span)
+
+    def runtime_struct(self, frame: Frame, kind: ty.Struct, fields: dict[str, Value], span: Span) -> Place:
+        variable = ir.Variable(f"{frame.name}.literal", ty.size_bytes(kind), 2)
+        assert self.program is not None
+        self.program.variables.append(variable)
+        for name, field_type in kind.fields:
+            if name not in fields:
+                raise CslError(span, f'the field "{name}" of {kind} has no value')
+            self.store(frame, MemoryPlace(field_type, ir.Address(variable), kind.offset(name)), fields[name], span)
+        return MemoryPlace(kind, ir.Address(variable))
+
+    def tuple_literal(self, frame: Frame, node: ast.TupleLiteral, want: Type | None) -> Value | Place:
+        kind: Type | None = None
+        if node.type is not None:
+            kind = self.literal_type(frame, node)
+        elif isinstance(want, ty.Array):
+            kind = want
+        element = kind.element if isinstance(kind, ty.Array) and len(kind.extents) == 1 else None
+        values = [self.value(frame, e, element) for e in node.elements]
+        if all(isinstance(v, Const) for v in values):
+            if isinstance(kind, ty.Array):
+                return self.array(kind, values, node.span)  # pyright: ignore[reportArgumentType]
+            fields = tuple((str(i), v) for i, v in enumerate(values))
+            return Const(ty.COMPTIME_STRUCT, StructValue(fields))  # pyright: ignore[reportArgumentType]
+        if not isinstance(kind, ty.Array):
+            raise CslError(node.span, "a list with run-time values needs an array type")
+        variable = ir.Variable(f"{frame.name}.literal", ty.size_bytes(kind), 4)
+        assert self.program is not None
+        self.program.variables.append(variable)
+        size = ty.size_bytes(kind.element)
+        for number, value in enumerate(values):
+            self.store(frame, MemoryPlace(kind.element, ir.Address(variable), number * size), value, node.span)
+        return MemoryPlace(kind, ir.Address(variable))
+
+    def literal_type(self, frame: Frame, node: ast.TupleLiteral) -> Type:
+        """The array type of a literal; `_` as extent counts the elements."""
+        kind = node.type
+        if isinstance(kind, ast.ArrayType) and len(kind.extents) == 1:
+            extent = kind.extents[0]
+            if isinstance(extent, ast.Name) and extent.text == "_":
+                return ty.Array((len(node.elements),), self.type(frame, kind.element))
+        assert kind is not None
+        return self.type(frame, kind)
+
+    def type_expr(self, frame: Frame, node: ast.Expr, want: Type | None) -> Const:
+        if isinstance(node, ast.PointerType):
+            return Const(ty.TYPE, ty.Pointer(self.type(frame, node.target), node.is_many, node.is_const))
+        if isinstance(node, ast.ArrayType):
+            extents = tuple(self.integer(frame, e) for e in node.extents)
+            if any(extent < 0 for extent in extents):
+                raise CslError(node.span, f"an array cannot have {min(extents)} elements")
+            return Const(ty.TYPE, ty.Array(extents, self.type(frame, node.element)))
+        if isinstance(node, ast.FunctionType):
+            parameters = tuple(self.type(frame, p) for p in node.parameters)
+            return Const(ty.TYPE, ty.FunctionType(parameters, self.type(frame, node.result), node.is_task))
+        identity = (id(frame.instance), node.span)
+        if isinstance(node, ast.EnumType):
+            base = self.type(frame, node.base) if node.base is not None else ty.U16
+            if not isinstance(base, ty.Int):
+                raise CslError(node.span, f"an enum is made of integers, not of {base}")
+            members, following = [], 0
+            for name, value in node.members:
+                following = self.integer(frame, value) if value is not None else following
+                members.append((name, following))
+                following += 1
+            return Const(ty.TYPE, ty.Enum("enum", base, tuple(members), identity))
+        assert isinstance(node, ast.StructType)
+        if node.kind not in ("struct", "extern struct"):
+            raise CslError(node.span, f"not supported yet: {node.kind}")
+        fields = tuple((f.name, self.type(frame, f.type)) for f in node.fields)
+        return Const(ty.TYPE, ty.Struct("struct", fields, identity))
+
+    def comptime_expr(self, frame: Frame, node: ast.ComptimeExpr, want: Type | None) -> Value:
+        return self.constant(frame, node.operand, want)
+
+    def access_lambda(self, frame: Frame, node: ast.AccessLambda, want: Type | None) -> Const:
+        return Const(ty.ACCESS, (node, frame))
+
+    # --- statements -------------------------------------------------------------------------------------------------
+
+    def block(self, frame: Frame, node: ast.Block) -> None:
+        frame.scopes.append({})
+        try:
+            for statement in node.statements:
+                self.statement(frame, statement)
+        finally:
+            frame.scopes.pop()
+
+    def statement(self, frame: Frame, node: ast.Stmt) -> None:
+        if frame.is_comptime:
+            self._statement(frame, node)
+            return
+        self.guarded(lambda: self._statement(frame, node))
+
+    def _statement(self, frame: Frame, node: ast.Stmt) -> None:
+        handler = _STATEMENTS.get(type(node))
+        if handler is None:
+            raise CslError(node.span, f"{type(node).__name__} is not allowed here")
+        handler(self, frame, node)
+
+    def local(self, frame: Frame, node: ast.VarDecl) -> None:
+        kind = self.type(frame, node.type) if node.type is not None else None
+        scope = frame.scopes[-1]
+        if frame.is_comptime or node.is_comptime:
+            value = self.constant(frame, node.value, kind) if node.value is not None else None
+            if value is None or value.type == ty.Simple("undefined"):
+                if kind is None:
+                    raise CslError(node.span, f'"{node.name}" needs a type or a value')
+                value = self.zero(kind, node.span)
+            scope[node.name] = value if node.is_const else Cell(value.type, value, node.name)
+            return
+        value: Value | None = self.value(frame, node.value, kind) if node.value is not None else None
+        if isinstance(value, Const) and value.type == ty.Simple("undefined"):
+            value = None
+        if isinstance(value, Const) and node.is_const and node.name not in frame.in_memory:
+            scope[node.name] = value
+            return
+        kind = kind or (value.type if value is not None else None)
+        if kind is None:
+            raise CslError(node.span, f'"{node.name}" needs a type or a value')
+        if ty.is_comptime_only(kind):
+            if isinstance(value, Const) and node.is_const:
+                scope[node.name] = value
+                return
+            raise CslError(node.span, f"a variable of type {kind} does not exist at run time", "give it a sized type")
+        scalar = ty.scalar(kind) is not None or isinstance(kind, ty.DsdType)
+        value = value if value is not None else self.zero(kind, node.span)
+        place: Place
+        if scalar and node.name not in frame.in_memory:
+            place = LocalPlace(kind, ir.Local(node.name, self.slot_type(kind, node.span)))
+        else:
+            place = self.variable(frame, node, kind, None, f"{frame.name}.{node.name}")
+            place = replace(place, is_const=False, known=None)
+        self.store(frame, place, value, node.span)
+        scope[node.name] = place
+
+    def store(self, frame: Frame, place: Place, value: Value, span: Span) -> None:
+        """Assign a value of the place's type."""
+        if isinstance(place, CellPlace):
+            assert isinstance(value, Const)
+            place.cell.value = _with_path(place.cell.value, place.path, value)
+            return
+        if frame.out is None:
+            raise CslError(span, "this variable exists at run time only; it cannot change at compile time")
+        expr, where = self.runtime(value, span), self.place_of(span)
+        if isinstance(place, LocalPlace):
+            frame.out.append(ir.SetLocal(place.local, expr))
+        elif isinstance(place, ElementPlace):
+            own = ty.scalar(place.type)
+            assert own is not None
+            frame.out.append(ir.StoreIndexed(own, place.address, place.index, expr, where))
+        elif isinstance(place.type, ty.Array | ty.Struct):
+            size = ty.size_bytes(place.type)
+            frame.out.append(ir.CopyBytes(offset_by(place.address, place.offset), expr, size, where))
+        else:
+            frame.out.append(ir.Store(self.slot_type(place.type, span), place.address, place.offset, expr, where))
+
+    def assign(self, frame: Frame, node: ast.Assign) -> None:
+        if isinstance(node.target, ast.Name) and node.target.text == "_":
+            value = self.value(frame, node.value)
+            if isinstance(value, Run) and frame.out is not None:
+                frame.out.append(ir.Evaluate(value.expr))
+            return
+        place = self.expr(frame, node.target)
+        if isinstance(place, Const | Run):
+            raise CslError(node.target.span, "this cannot be assigned to")
+        if isinstance(place, MemoryPlace | ElementPlace) and place.is_const:
+            raise CslError(node.target.span, "this is constant")
+        if node.operator == "=":
+            value = self.value(frame, node.value, place.type)
+        else:
+            operator = node.operator[:-1]
+            current = self.load(frame, place, node.target.span)
+            right = self.value(frame, node.value)
+            value = self.coerce(self.operate(operator, current, right, node.span), place.type, node.span)
+        self.store(frame, place, value, node.span)
+
+    def expression_statement(self, frame: Frame, node: ast.ExprStmt) -> None:
+        value = self.load(frame, self.expr(frame, node.value), node.span)
+        if isinstance(value, Run) and frame.out is not None and value.type == ty.VOID:
+            frame.out.append(ir.Evaluate(value.expr))
+        elif isinstance(value, Run) and frame.out is not None:
+            if isinstance(node.value, ast.Call | ast.BuiltinCall):
+                frame.out.append(ir.Evaluate(value.expr))
+            else:
+                raise CslError(node.span, "this value is not used")
+
+    def if_stmt(self, frame: Frame, node: ast.If) -> None:
+        condition = self.value(frame, node.condition, ty.BOOL)
+        if isinstance(condition, Const):
+            if condition.value:
+                self.scoped(frame, node.then)
+            elif node.otherwise is not None:
+                self.scoped(frame, node.otherwise)
+            return
+        assert frame.out is not None
+        then = self.emitted(frame, node.then)
+        otherwise = self.emitted(frame, node.otherwise) if node.otherwise is not None else []
+        frame.out.append(ir.If(condition.expr, then, otherwise))
+
+    def scoped(self, frame: Frame, node: ast.Stmt) -> None:
+        frame.scopes.append({})
+        try:
+            self.statement(frame, node)
+        finally:
+            frame.scopes.pop()
+
+    def emitted(self, frame: Frame, *nodes: ast.Stmt) -> list[ir.Stmt]:
+        """What statements emit, apart from what came before."""
+        outer, frame.out = frame.out, []
+        try:
+            for node in nodes:
+                self.scoped(frame, node)
+            assert frame.out is not None
+            return frame.out
+        finally:
+            frame.out = outer
+
+    def while_stmt(self, frame: Frame, node: ast.While) -> None:
+        mark = LoopMark(node.label, None)
+        if frame.is_comptime or node.is_inline:
+            count = 0
+            while self.constant(frame, node.condition, ty.BOOL).value:
+                count = self.counted(count, node.span)
+                if not self.round(frame, node.body, mark):
+                    break
+                if node.step is not None:
+                    self.statement(frame, node.step)
+            return
+        inner = replace_out(frame)
+        condition = self.value(inner, node.condition, ty.BOOL)
+        expr = self.runtime(condition, node.condition.span)
+        assert frame.out is not None
+        loop = ir.Loop(ir.Sequence(inner.out, expr) if inner.out else expr, [], [])
+        mark.loop = loop
+        frame.loops.append(mark)
+        loop.body = self.emitted(frame, node.body)
+        frame.loops.pop()
+        loop.step = self.emitted(frame, node.step) if node.step is not None else []
+        frame.out.append(loop)
+
+    def counted(self, count: int, span: Span) -> int:
+        if count >= self.compilation.max_iterations:
+            limit = self.compilation.max_iterations
+            raise CslError(
+                span, f"more than {limit} rounds of a loop at compile time", "raise --max-inlined-iterations"
+            )
+        return count + 1
+
+    def round(self, frame: Frame, body: ast.Stmt, mark: LoopMark) -> bool:
+        """One round of a loop at compile time; whether to go on."""
+        frame.loops.append(mark)
+        try:
+            self.scoped(frame, body)
+        except Left as left:
+            if left.mark is not mark:
+                raise
+            return left.again
+        finally:
+            frame.loops.pop()
+        return True
+
+    def for_stmt(self, frame: Frame, node: ast.For) -> None:
+        found = self.expr(frame, node.iterable)
+        iterable = found.value if isinstance(found, Const) and isinstance(found.value, RangeValue) else found
+        if isinstance(iterable, RangeValue):
+            self.for_range(frame, node, iterable)
+        elif isinstance(found.type, ty.Array):
+            self.for_array(frame, node, found)
+        elif isinstance(found, Const) and isinstance(found.value, StructValue) and found.value.is_tuple:
+            self.for_tuple(frame, node, [value for _, value in found.value.fields])
+        else:
+            raise CslError(node.iterable.span, f"for goes over arrays and @range, not over {found.type}")
+
+    def for_tuple(self, frame: Frame, node: ast.For, values: Iterable[Const]) -> None:
+        mark = LoopMark(node.label, None)
+        for number, value in enumerate(values):
+            names: dict[str, Any] = {node.element: value}
+            if node.index is not None:
+                names[node.index] = Const(ty.U16, number)
+            frame.scopes.append(names)
+            go_on = self.round(frame, node.body, mark)
+            frame.scopes.pop()
+            if not go_on:
+                return
+
+    def for_range(self, frame: Frame, node: ast.For, span: RangeValue) -> None:
+        bounds = (span.start, span.stop, span.step)
+        if frame.is_comptime or node.is_inline:
+            if not all(isinstance(b, Const) for b in bounds):
+                raise CslError(node.iterable.span, "the bounds of this range are not known at compile time")
+            start, stop, step = (b.value for b in bounds if isinstance(b, Const))
+            if len(range(start, stop, step)) > self.compilation.max_iterations:
+                self.counted(self.compilation.max_iterations, node.span)
+            self.for_tuple(frame, node, (Const(span.type, i) for i in range(start, stop, step)))
+            return
+        if isinstance(span.step, Const) and span.step.value == 0:
+            raise CslError(node.iterable.span, "a range cannot have steps of 0")
+        own = ty.scalar(span.type)
+        if own is None:
+            raise CslError(node.iterable.span, f"a range of {span.type} does not exist at run time; use a sized type")
+        assert frame.out is not None
+        counter = ir.Local(node.element, own)
+        frame.out.append(ir.SetLocal(counter, self.runtime(span.start, node.span)))
+        down = isinstance(span.step, Const) and span.step.value < 0
+        stop = self.held(frame, span.stop, own, node.span)
+        sides = (stop, ir.GetLocal(counter)) if down else (ir.GetLocal(counter), stop)
+        loop = ir.Loop(ir.Compare(Op.LT, own, *sides), [], [])
+        step = ir.Binary(Op.ADD, own, ir.GetLocal(counter), self.runtime(span.step, node.span))
+        names: dict[str, Any] = {node.element: LocalPlace(span.type, counter)}
+        loop.step = [ir.SetLocal(counter, step)]
+        if node.index is not None:
+            self.count_index(frame, node, loop, names)
+        self.loop_body(frame, node, loop, names)
+
+    def held(self, frame: Frame, value: Value, own: T, span: Span) -> ir.Expr:
+        """A value that is computed once, before a loop."""
+        expr = self.runtime(value, span)
+        if isinstance(expr, ir.Const | ir.Address):
+            return expr
+        local = ir.Local("bound", own)
+        assert frame.out is not None
+        frame.out.append(ir.SetLocal(local, expr))
+        return ir.GetLocal(local)
+
+    def count_index(self, frame: Frame, node: ast.For, loop: ir.Loop, names: dict[str, Any]) -> None:
+        assert frame.out is not None and node.index is not None
+        number = ir.Local(node.index, T.U16)
+        frame.out.append(ir.SetLocal(number, ir.Const(0, T.U16)))
+        loop.step.append(ir.SetLocal(number, ir.Binary(Op.ADD, T.U16, ir.GetLocal(number), ir.Const(1, T.U16))))
+        names[node.index] = LocalPlace(ty.U16, number)
+
+    def for_array(self, frame: Frame, node: ast.For, found: Value | Place) -> None:
+        kind = found.type
+        assert isinstance(kind, ty.Array)
+        if frame.is_comptime or node.is_inline:
+            known = self.load(frame, found, node.iterable.span)
+            assert isinstance(known, Const)
+            self.for_tuple(frame, node, (Const(kind.element, known.value.at(i)) for i in range(kind.count)))
+            return
+        address = self.runtime(self.load(frame, found, node.iterable.span), node.span)
+        assert frame.out is not None
+        number = ir.Local(node.index or "index", T.U16)
+        frame.out.append(ir.SetLocal(number, ir.Const(0, T.U16)))
+        loop = ir.Loop(ir.Compare(Op.LT, T.U16, ir.GetLocal(number), ir.Const(kind.count, T.U16)), [], [])
+        loop.step = [ir.SetLocal(number, ir.Binary(Op.ADD, T.U16, ir.GetLocal(number), ir.Const(1, T.U16)))]
+        names: dict[str, Any] = {node.element: self.element(address, kind.element, ir.GetLocal(number), True)}
+        if node.index is not None:
+            names[node.index] = LocalPlace(ty.U16, number)
+        self.loop_body(frame, node, loop, names)
+
+    def loop_body(self, frame: Frame, node: ast.For, loop: ir.Loop, names: dict[str, Any]) -> None:
+        assert frame.out is not None
+        frame.loops.append(LoopMark(node.label, loop))
+        frame.scopes.append(names)
+        loop.body = self.emitted(frame, node.body)
+        frame.scopes.pop()
+        frame.loops.pop()
+        frame.out.append(loop)
+
+    def switch_stmt(self, frame: Frame, node: ast.Switch) -> None:
+        operand = self.value(frame, node.operand)
+        kind = operand.type
+        if isinstance(kind, ty.Enum) and not any(p.is_else for p in node.prongs):
+            seen = {self.constant(frame, v, kind).value for p in node.prongs for v in p.values}
+            missing = [name for name, value in kind.members if value not in seen]
+            if missing:
+                raise CslError(node.span, f"the switch leaves out {', '.join(missing)}", "add prongs for them, or else")
+        elif not any(p.is_else for p in node.prongs) and kind != ty.BOOL:
+            raise CslError(node.span, f"a switch over {kind} needs an else")
+        if isinstance(operand, Const):
+            prong = self.chosen(frame, operand, node.prongs, node.span)
+            if prong is not None:
+                self.scoped(frame, _as_statement(prong))
+            return
+        assert frame.out is not None
+        own = ty.scalar(kind)
+        if own is None:
+            raise CslError(node.operand.span, f"a switch goes over integers and enums, not over {kind}")
+        held = self.held(frame, operand, own, node.span)
+        otherwise: list[ir.Stmt] = []
+        for prong in reversed(node.prongs):
+            body = self.emitted(frame, _as_statement(prong))
+            if prong.is_else:
+                otherwise = body
+                continue
+            condition: ir.Expr | None = None
+            for value in prong.values:
+                test = self.prong_test(frame, held, own, kind, value)
+                condition = test if condition is None else ir.Logical(False, condition, test)
+            assert condition is not None
+            otherwise = [ir.If(condition, body, otherwise)]
+        frame.out += otherwise
+
+    def prong_test(self, frame: Frame, held: ir.Expr, own: T, kind: Type, value: ast.Expr) -> ir.Expr:
+        def known(node: ast.Expr) -> ir.Expr:
+            return self.runtime(self.constant(frame, node, kind), node.span)
+
+        if isinstance(value, ast.Range):
+            low = ir.Compare(Op.LE, own, known(value.low), held)
+            return ir.Logical(True, low, ir.Compare(Op.LE, own, held, known(value.high)))
+        return ir.Compare(Op.EQ, own, held, known(value))
+
+    def leave_loop(self, frame: Frame, node: ast.Break | ast.Continue) -> None:
+        word = "break" if isinstance(node, ast.Break) else "continue"
+        marks = [m for m in reversed(frame.loops) if node.label is None or m.label == node.label]
+        if not marks:
+            raise CslError(node.span, f"{word} outside of a loop" if not node.label else f'no loop "{node.label}" here')
+        loop = marks[0].loop
+        if loop is None:
+            if not frame.is_comptime:
+                raise CslError(node.span, f"not supported yet: {word} in an inline loop at run time")
+            raise Left(marks[0], again=isinstance(node, ast.Continue))
+        assert frame.out is not None
+        frame.out.append(ir.Break(loop) if isinstance(node, ast.Break) else ir.Continue(loop))
+
+    def return_stmt(self, frame: Frame, node: ast.Return) -> None:
+        if frame.result is None:
+            raise CslError(node.span, "return outside of a function")
+        if node.value is None:
+            if frame.result not in (ty.VOID, ty.ANYTYPE):
+                raise CslError(node.span, f"expected a value of type {frame.result}")
+            value: Value = VOID
+        else:
+            want = frame.result if frame.result not in (ty.ANYTYPE, ty.VOID) else None
+            value = self.value(frame, node.value, want)
+        if frame.is_comptime:
+            assert isinstance(value, Const)
+            raise Returned(value)
+        assert frame.out is not None
+        if value.type == ty.VOID:
+            if isinstance(value, Run):
+                frame.out.append(ir.Evaluate(value.expr))
+            frame.out.append(ir.Return(None))
+        else:
+            frame.out.append(ir.Return(self.runtime(value, node.span)))
+
+    def comptime_block(self, frame: Frame, node: ast.ComptimeBlock) -> None:
+        self.block(frame.comptime(), node.block)
+
+
+_EXPRESSIONS: dict[type, Callable] = {
+    ast.IntLiteral: Sema.literal,
+    ast.FloatLiteral: Sema.literal,
+    ast.StringLiteral: Sema.literal,
+    ast.BoolLiteral: Sema.literal,
+    ast.Name: lambda sema, frame, node, want: sema.name(frame, node),
+    ast.BuiltinCall: Sema.builtin,
+    ast.Call: Sema.call,
+    ast.Field: Sema.field,
+    ast.Dereference: Sema.dereference,
+    ast.Index: Sema.index,
+    ast.AddressOf: Sema.address_of,
+    ast.Unary: Sema.unary,
+    ast.Binary: Sema.binary,
+    ast.StructLiteral: Sema.struct_literal,
+    ast.TupleLiteral: Sema.tuple_literal,
+    ast.AccessLambda: Sema.access_lambda,
+    ast.IfExpr: Sema.if_expr,
+    ast.SwitchExpr: Sema.switch_expr,
+    ast.ComptimeExpr: Sema.comptime_expr,
+    ast.PointerType: Sema.type_expr,
+    ast.ArrayType: Sema.type_expr,
+    ast.FunctionType: Sema.type_expr,
+    ast.EnumType: Sema.type_expr,
+    ast.StructType: Sema.type_expr,
+}
+_STATEMENTS: dict[type, Callable] = {
+    ast.Block: Sema.block,
+    ast.VarDecl: Sema.local,
+    ast.Assign: Sema.assign,
+    ast.ExprStmt: Sema.expression_statement,
+    ast.If: Sema.if_stmt,
+    ast.While: Sema.while_stmt,
+    ast.For: Sema.for_stmt,
+    ast.Switch: Sema.switch_stmt,
+    ast.Break: Sema.leave_loop,
+    ast.Continue: Sema.leave_loop,
+    ast.Return: Sema.return_stmt,
+    ast.ComptimeBlock: Sema.comptime_block,
+}
+
+
+def offset_by(address: ir.Expr, offset: int) -> ir.Expr:
+    """An address plus bytes."""
+    if offset == 0:
+        return address
+    if isinstance(address, ir.Address):
+        return ir.Address(address.variable, address.offset + offset)
+    return ir.Binary(Op.ADD, T.U16, address, ir.Const(offset, T.U16))
+
+
+def convert(expr: ir.Expr, have: Type, want: Type) -> ir.Expr:
+    """A scalar converted, as @as does."""
+    source, target = ty.scalar(have), ty.scalar(want)
+    assert source is not None and target is not None
+    return expr if source == target else ir.Convert(target, source, expr)
+
+
+def replace_out(frame: Frame) -> Frame:
+    """The same frame with statements of its own, for code that runs under a condition."""
+    if frame.out is None:
+        return frame
+    return Frame(frame.instance, frame.scopes, [], frame.in_memory, frame.result, frame.loops, frame.depth, frame.name)
+
+
+def dsd_slots(dsd: ir.DsdValue) -> tuple[int, int, int]:
+    """The slots of a DSD with a base of 0."""
+    from openwafer.wafer.isa import Dsd
+
+    return Dsd(dsd.kind, 0, dsd.extents, dsd.strides, dsd.queue, dsd.color, dsd.flags).slots()
+
+
+def _dsd_kind(kind: ty.DsdType) -> Any:
+    from openwafer.wafer.isa import DsdKind
+
+    return DsdKind[kind.name.removesuffix("_dsd").upper()]
+
+
+def _shown(path: str) -> str:
+    """A path as a person knows it: <name> in the library, else relative to the working folder where that is shorter."""
+    found = Path(path)
+    if LIBRARY in found.parents:
+        return f"<{found.relative_to(LIBRARY).with_suffix('').as_posix()}>"
+    try:
+        return str(found.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+def _sized_int(name: str) -> ty.Int | None:
+    if len(name) < 2 or name[0] not in "iu" or not name[1:].isdigit():
+        return None
+    bits = int(name[1:])
+    return ty.Int(bits, name[0] == "i") if bits in (8, 16, 32, 64) else None
+
+
+def _is_fixed(kind: Type) -> bool:
+    """An argument of this type makes a function of its own."""
+    return kind == ty.VOID or ty.is_comptime_only(kind)
+
+
+def _is_sized(kind: Type | None) -> bool:
+    return isinstance(kind, ty.Int | ty.Float)
+
+
+def _pointer_fits(have: ty.Pointer, want: ty.Pointer) -> bool:
+    if have.is_const and not want.is_const and not isinstance(have.target, ty.Array):
+        return False
+    target = have.target
+    if want.is_many and not have.is_many and isinstance(target, ty.Array):
+        target = target.element
+    return target == want.target
+
+
+def _combine(flat: int | ir.Expr, extent: int, own: int | ir.Expr) -> int | ir.Expr:
+    """flat * extent + own."""
+    if isinstance(flat, int) and isinstance(own, int):
+        return flat * extent + own
+    scaled: ir.Expr
+    if isinstance(flat, int):
+        if flat == 0 and not isinstance(own, int):
+            return own
+        scaled = ir.Const(flat * extent, T.U16)
+    else:
+        scaled = ir.Binary(Op.MUL, T.U16, flat, ir.Const(extent, T.U16))
+    return ir.Binary(Op.ADD, T.U16, scaled, ir.Const(own, T.U16) if isinstance(own, int) else own)
+
+
+def _at_path(place: CellPlace, node: ast.Field | None = None) -> Const:
+    value = place.cell.value
+    for step in place.path:
+        if isinstance(step, int):
+            assert isinstance(value.type, ty.Array)
+            value = Const(value.type.element, value.value.at(step))
+            continue
+        found = value.value.get(step)
+        if found is None:
+            assert node is not None
+            raise CslError(node.span, f'the struct has no field "{step}"{nearest(step, value.value.names)}')
+        value = found
+    return value
+
+
+def _with_path(value: Const, path: tuple[str | int, ...], new: Const) -> Const:
+    if not path:
+        return new
+    step, rest = path[0], path[1:]
+    if isinstance(step, int):
+        assert isinstance(value.type, ty.Array)
+        inner = _with_path(Const(value.type.element, value.value.at(step)), rest, new)
+        elements = [value.value.at(i) for i in range(value.value.count)]
+        elements[step] = inner.value
+        return Const(value.type, ArrayValue(value.value.count, tuple(elements)))
+    fields = tuple((n, _with_path(v, rest, new) if n == step else v) for n, v in value.value.fields)
+    return Const(value.type, StructValue(fields))
+
+
+def _as_statement(prong: ast.Prong) -> ast.Stmt:
+    body = prong.body
+    kinds = (ast.Block, ast.Assign, ast.Return, ast.Break, ast.Continue)
+    return body if isinstance(body, kinds) else ast.ExprStmt(value=body, span=prong.span)  # pyright: ignore
+
+
+def _addressed(node: Any) -> frozenset[str]:
+    """Names under an & somewhere in a tree."""
+    names: set[str] = set()
+    stack = [node]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, ast.AddressOf):
+            base: Any = item.operand
+            while isinstance(base, ast.Field | ast.Index):
+                base = base.base
+            if isinstance(base, ast.Name):
+                names.add(base.text)
+        if isinstance(item, tuple):
+            stack += item
+        elif isinstance(item, ast.Node):
+            stack += [value for key, value in vars(item).items() if key != "span"]
+    return frozenset(names)

@@ -1,0 +1,226 @@
+"""The types of CSL, as values that compare by content; sizes as they lie in a PE's memory.
+
+A type here knows no value. bool and 8-bit integers take a byte, pointers, enums and opaque ids two, a DSD 24.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from openwafer.wafer.isa import SIZE_BYTES, T
+
+
+@dataclass(frozen=True)
+class Int:
+    bits: int
+    signed: bool
+
+    def __str__(self) -> str:
+        return f"{'i' if self.signed else 'u'}{self.bits}"
+
+    @property
+    def low(self) -> int:
+        return -(1 << self.bits - 1) if self.signed else 0
+
+    @property
+    def high(self) -> int:
+        return (1 << self.bits - self.signed) - 1
+
+    def wrap(self, value: int) -> int:
+        """The value that a register of this type holds after an overflow."""
+        value &= (1 << self.bits) - 1
+        return value - (1 << self.bits) if self.signed and value > self.high else value
+
+
+@dataclass(frozen=True)
+class Float:
+    bits: int
+
+    def __str__(self) -> str:
+        return f"f{self.bits}"
+
+
+@dataclass(frozen=True)
+class Simple:
+    """A type that its name says all about."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """A hardware id with an integer inside: color, direction, queues, task ids, microthread ids."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class DsdType:
+    """One of the four kinds of DSD."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class DsrType:
+    """One of the three files of explicit DSRs."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Pointer:
+    target: Type
+    is_many: bool = False
+    is_const: bool = False
+
+    def __str__(self) -> str:
+        return f"{'[*]' if self.is_many else '*'}{'const ' if self.is_const else ''}{self.target}"
+
+
+@dataclass(frozen=True)
+class Array:
+    extents: tuple[int, ...]
+    element: Type
+
+    def __str__(self) -> str:
+        return f"[{', '.join(map(str, self.extents))}]{self.element}"
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.extents)
+
+
+@dataclass(frozen=True)
+class FunctionType:
+    parameters: tuple[Type, ...]
+    result: Type
+    is_task: bool = False
+
+    def __str__(self) -> str:
+        return f"{'task' if self.is_task else 'fn'}({', '.join(map(str, self.parameters))}) {self.result}"
+
+
+@dataclass(frozen=True)
+class Enum:
+    """`identity` keeps two enums of one shape apart: where it was written."""
+
+    name: str
+    base: Int
+    members: tuple[tuple[str, int], ...]
+    identity: tuple
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Struct:
+    """`identity`: where it was written; offsets in declaration order, aligned to 2 bytes."""
+
+    name: str
+    fields: tuple[tuple[str, Type], ...]
+    identity: tuple
+
+    def __str__(self) -> str:
+        return self.name
+
+    def offset(self, name: str) -> int:
+        """Bytes from the start of the struct to a field."""
+        at = 0
+        for field, kind in self.fields:
+            at = align(at, min(2, max(1, size_bytes(kind))))
+            if field == name:
+                return at
+            at += size_bytes(kind)
+        raise KeyError(name)
+
+
+Type = Int | Float | Simple | Opaque | DsdType | DsrType | Pointer | Array | FunctionType | Enum | Struct
+
+BOOL, VOID, TYPE, ANYTYPE = Simple("bool"), Simple("void"), Simple("type"), Simple("anytype")
+COMPTIME_INT, COMPTIME_FLOAT = Simple("comptime_int"), Simple("comptime_float")
+COMPTIME_STRING, COMPTIME_STRUCT = Simple("comptime_string"), Simple("comptime_struct")
+MODULE, FIFO, ACCESS = Simple("imported_module"), Simple("fifo"), Simple("tensor access")
+I16, U16, I32, U32, U8, U64 = (
+    Int(16, True),
+    Int(16, False),
+    Int(32, True),
+    Int(32, False),
+    Int(8, False),
+    Int(64, False),
+)
+F16, F32 = Float(16), Float(32)
+COLOR, DIRECTION = Opaque("color"), Opaque("direction")
+INPUT_QUEUE, OUTPUT_QUEUE, UT_ID = Opaque("input_queue"), Opaque("output_queue"), Opaque("ut_id")
+LOCAL_TASK, DATA_TASK, CONTROL_TASK = Opaque("local_task_id"), Opaque("data_task_id"), Opaque("control_task_id")
+MEM1D, MEM4D, FABIN, FABOUT = (DsdType(f"{name}_dsd") for name in ("mem1d", "mem4d", "fabin", "fabout"))
+DSR_DEST, DSR_SRC0, DSR_SRC1 = DsrType("dsr_dest"), DsrType("dsr_src0"), DsrType("dsr_src1")
+
+NAMED: dict[str, Type] = {
+    str(t): t
+    for t in (
+        *(Int(bits, signed) for bits in (8, 16, 32, 64) for signed in (True, False)),
+        F16, F32, BOOL, VOID, TYPE, ANYTYPE, COMPTIME_INT, COMPTIME_FLOAT, COMPTIME_STRING, COMPTIME_STRUCT, MODULE,
+        COLOR, DIRECTION, INPUT_QUEUE, OUTPUT_QUEUE, UT_ID, LOCAL_TASK, DATA_TASK, CONTROL_TASK,
+        MEM1D, MEM4D, FABIN, FABOUT, DSR_DEST, DSR_SRC0, DSR_SRC1,
+    )
+}  # fmt: skip
+
+NUMBERS = (COMPTIME_INT, COMPTIME_FLOAT)
+_COMPTIME_ONLY = (
+    TYPE, ANYTYPE, COMPTIME_INT, COMPTIME_FLOAT, COMPTIME_STRING, COMPTIME_STRUCT, MODULE, FIFO, ACCESS,
+)  # fmt: skip
+
+
+def align(offset: int, to: int) -> int:
+    """The next multiple of `to`."""
+    return -(-offset // to) * to
+
+
+def is_comptime_only(kind: Type) -> bool:
+    """Values of this type do not exist at run time."""
+    return kind in _COMPTIME_ONLY or isinstance(kind, FunctionType | DsrType)
+
+
+def scalar(kind: Type) -> T | None:
+    """How a value of this type lies in a slot; None if it is no scalar."""
+    if isinstance(kind, Int):
+        return T[f"{'I' if kind.signed else 'U'}{kind.bits}"]
+    if isinstance(kind, Float):
+        return T[f"F{kind.bits}"]
+    if isinstance(kind, Enum):
+        return scalar(kind.base)
+    if kind == BOOL:
+        return T.U8
+    if isinstance(kind, Pointer | Opaque):
+        return T.U16
+    return None
+
+
+def size_bytes(kind: Type) -> int:
+    """Bytes in memory; 0 for what has none."""
+    own = scalar(kind)
+    if own is not None:
+        return SIZE_BYTES[own]
+    if isinstance(kind, Array):
+        return kind.count * size_bytes(kind.element)
+    if isinstance(kind, Struct):
+        at = 0
+        for _, field in kind.fields:
+            at = align(at, min(2, max(1, size_bytes(field)))) + size_bytes(field)
+        return align(at, 2)
+    return 24 if isinstance(kind, DsdType) else 0

@@ -1,0 +1,123 @@
+"""What an engine is: the contract of the reference engine and of the C core. docs/machine.md is its meaning."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from openwafer.base.errors import OpenwaferError
+from openwafer.wafer.image import Image, Location
+
+
+class SimulationError(OpenwaferError):
+    """A program did what it may not do; the message names PE, cycle and source line."""
+
+    def __init__(self, kind: str, message: str, pe: tuple[int, int], cycle: int, place: Location | None) -> None:
+        where = f"{place.path}:{place.line}:{place.column}: " if place else ""
+        super().__init__(f"{where}{kind} on PE ({pe[0]}, {pe[1]}) at cycle {cycle}: {message}")
+        self.kind, self.pe, self.cycle, self.place = kind, pe, cycle, place
+
+
+class Stop(StrEnum):
+    """Why a run came back."""
+
+    DONE = "done"
+    IDLE = "idle"
+    LIMIT = "limit"
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A thread that cannot go on: PE (x, y), thread ("main" or "microthread 3"), what it waits for, source place."""
+
+    pe: tuple[int, int]
+    thread: str
+    what: str
+    place: Location | None
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line a program printed."""
+
+    cycle: int
+    pe: tuple[int, int]
+    text: str
+
+
+@dataclass
+class Stats:
+    """Totals since the start."""
+
+    cycles: int = 0
+    instructions: int = 0
+    elements: int = 0
+    wavelet_hops: int = 0
+    busy_cycles: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    """[height, width]: cycles in which a PE issued."""
+    link_wavelets: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 4), np.int64))
+    """[height, width, 4]: wavelets that left to NORTH, SOUTH, EAST, WEST."""
+
+
+class Engine(ABC):
+    """One loaded image and its time. x counts columns from 0 within the program rectangle, y rows."""
+
+    def __init__(self, image: Image) -> None:
+        self.image = image
+
+    @property
+    @abstractmethod
+    def cycle(self) -> int:
+        """The present cycle."""
+
+    @abstractmethod
+    def read(self, x: int, y: int, address: int, num_bytes: int) -> bytes:
+        """Memory of a PE."""
+
+    @abstractmethod
+    def write(self, x: int, y: int, address: int, data: bytes) -> None: ...
+
+    @abstractmethod
+    def launch(self, x: int, y: int, width: int, height: int, functions: np.ndarray, arguments: np.ndarray) -> None:
+        """Functions [height, width] (index in the PE's program) and the same arguments [n] uint64; clears cmd_done."""
+
+    @abstractmethod
+    def send(self, x: int, y: int, color: int, words: np.ndarray, control: bool = False) -> None:
+        """Wavelets [n] uint32 into a PE's HOST link."""
+
+    @abstractmethod
+    def received(self, x: int, y: int, color: int) -> int:
+        """Wavelets that came out of a PE's HOST link and were not taken yet."""
+
+    @abstractmethod
+    def receive(self, x: int, y: int, color: int, count: int) -> np.ndarray:
+        """Takes up to `count` of them: uint32."""
+
+    @abstractmethod
+    def run_commands(self, x: int, y: int, width: int, height: int, max_cycles: int) -> Stop:
+        """Runs until cmd_done is set on every PE of the rectangle."""
+
+    @abstractmethod
+    def run_received(self, x: int, y: int, width: int, height: int, color: int, count: int, max_cycles: int) -> Stop:
+        """Runs until every PE of the rectangle has `count` wavelets on its HOST link."""
+
+    @abstractmethod
+    def run_idle(self, max_cycles: int) -> Stop:
+        """Runs until nothing can happen."""
+
+    @abstractmethod
+    def waits(self) -> list[Wait]:
+        """Every thread that cannot go on."""
+
+    @abstractmethod
+    def log(self) -> list[LogLine]:
+        """What programs printed, in order of cycle, then y, then x."""
+
+    @abstractmethod
+    def stats(self) -> Stats: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
