@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
+from openwafer.wafer.runtime.debug import debug_util
 from openwafer.wafer.runtime.sdk_runtime import RuntimeFailure
 from openwafer.wafer.sim.engine import SimulationError
 from tests.wafer.programs import build, get, put, start
@@ -241,3 +245,84 @@ def test_errors_at_run_time_name_the_line(tmp_path, statement, kind):
     runtime = start(tmp_path)
     with pytest.raises(SimulationError, match=rf"pe\.csl:\d+:\d+: {kind}"):
         runtime.launch("run")
+
+
+@ARCHITECTURES
+def test_a_control_wavelet_turns_a_switch(tmp_path, arch):
+    """PE 0 sends a word, a SWITCH_ADV, a word: the switch of PE 1 keeps the first and passes the second on."""
+    body = """
+    const N: i16 = 1;
+    const control = @import_module("<control>");
+    var got = @zeros([1]u32);
+    const got_ptr: [*]u32 = &got;
+    const line = @get_color(4);
+    const iq = @get_input_queue(2);
+    const oq = @get_output_queue(2);
+    const out = @get_dsd(fabout_dsd, .{ .extent = 1, .fabric_color = line, .output_queue = oq });
+    const turn = @get_dsd(fabout_dsd, .{ .extent = 1, .fabric_color = line, .output_queue = oq, .control = true });
+    const take_id: data_task_id = if (@is_arch("wse3")) @get_data_task_id(iq) else @get_data_task_id(line);
+    task take(word: u32) void { got[0] += word; }
+    fn run() void {
+      if (x == 0) {
+        @mov32(out, 41);
+        @mov32(turn, control.encode_single_payload(control.opcode.SWITCH_ADV, true, {}, 0));
+        @mov32(out, 42);
+      }
+      sys.unblock_cmd_stream();
+    }
+    comptime {
+      @bind_data_task(take, take_id);
+      if (@is_arch("wse3")) { @initialize_queue(iq, .{ .color = line }); @initialize_queue(oq, .{ .color = line }); }
+      @export_symbol(got_ptr, "got");
+      @export_symbol(run);
+    }
+    """
+    routes = """
+    const line = @get_color(4);
+    @set_color_config(0, 0, line, .{ .routes = .{ .rx = .{RAMP}, .tx = .{EAST} } });
+    const turned = .{ .pos1 = .{ .tx = EAST } };
+    @set_color_config(1, 0, line, .{ .routes = .{ .rx = .{WEST}, .tx = .{RAMP} }, .switches = turned });
+    @set_color_config(2, 0, line, .{ .routes = .{ .rx = .{WEST}, .tx = .{RAMP} } });
+    """
+    exports = '@export_name("got", [*]u32, true); @export_name("run", fn()void);'
+    build(tmp_path, body, exports, width=3, routes=routes, arch=arch)
+    runtime = start(tmp_path)
+    runtime.launch("run")
+    assert [int(get(runtime, "got", 1, np.uint32, x)[0]) for x in range(3)] == [0, 41, 42]
+
+
+def test_a_trace_is_read_after_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    body = """
+    const trace = @import_module("<debug>", .{ .key = "mine", .buffer_size = 40 });
+    fn run() void {
+      trace.trace_string("hello"); trace.trace_i16(-3); trace.trace_u32(70000); trace.trace_f32(1.5);
+      sys.unblock_cmd_stream();
+    }
+    comptime { @export_symbol(run); }
+    """
+    build(tmp_path, body, '@export_name("run", fn()void);')
+    runtime = start(tmp_path)
+    runtime.launch("run")
+    runtime.stop()
+    assert debug_util(str(tmp_path / "out")).read_trace(0, 0, "mine") == ["hello", -3, 70000, 1.5]
+
+
+def test_cslc_and_cs_python(tmp_path):
+    """The two commands, as a user calls them."""
+    body = "fn run() void { sys.unblock_cmd_stream(); }\ncomptime { @export_symbol(run); }"
+    build(tmp_path, body, '@export_name("run", fn()void);')
+    script = tmp_path / "host.py"
+    script.write_text(
+        "from cerebras.sdk.runtime.sdkruntimepybind import SdkRuntime\n"
+        "runner = SdkRuntime('made'); runner.load(); runner.run(); runner.launch('run'); runner.stop()\n"
+        "print('SUCCESS')\n"
+    )
+    compiler = [sys.executable, "-m", "openwafer.wafer.cli_cslc", "layout.csl", "-o=made", "--arch", "wse3", "--memcpy"]
+    subprocess.run([*compiler, "--fabric-dims=8,3", "--fabric-offsets=4,1"], cwd=tmp_path, check=True)
+    small = subprocess.run([*compiler, "--fabric-dims=7,3"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert small.returncode == 1
+    assert "--fabric-dims=7,3 is too small" in small.stderr
+    host = [sys.executable, "-m", "openwafer.wafer.cli_cs_python", "host.py"]
+    done = subprocess.run(host, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "SUCCESS\n"

@@ -19,6 +19,7 @@ import numpy as np
 from openwafer.base.errors import OpenwaferError
 from openwafer.wafer import image_file
 from openwafer.wafer.image import Image, Symbol, SymbolKind
+from openwafer.wafer.runtime.debug import dump_core
 from openwafer.wafer.sim.engine import Engine, Stop
 from openwafer.wafer.sim.load import make_engine
 
@@ -87,7 +88,8 @@ class SdkRuntime:
             raise RuntimeFailure(
                 f"cmaddr={cmaddr}: there is no wafer here, programs run in the simulator; leave it out"
             )
-        self.image: Image = image_file.load(Path(bindir))
+        self._folder = Path(bindir)
+        self.image: Image = image_file.load(self._folder)
         self._names = list(self.image.exports) or list(image_file.exported_names(self.image))
         self._engine: Engine | None = None
         self._running = False
@@ -109,11 +111,12 @@ class SdkRuntime:
         self._running = True
 
     def stop(self) -> None:
-        """Finish what was ordered; write sim.log and sim_stats.json."""
+        """Finish what was ordered; write sim.log, sim_stats.json and a core dump."""
         engine = self._live()
         self._drain()
         self._wait()
         self._running = False
+        dump_core(self.image, engine, self._folder)
         lines = [f"@{line.cycle} P{line.pe[0]}.{line.pe[1]}: {line.text}" for line in engine.log()]
         Path("sim.log").write_text("\n".join(lines) + "\n" * bool(lines))
         stats, seconds = engine.stats(), time.perf_counter() - self._started

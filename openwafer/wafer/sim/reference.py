@@ -814,8 +814,9 @@ class ReferenceEngine(Engine):
 
     def popped(self, state: RouteState, data: int, command: int) -> int:
         pop = state.route.pop
-        drop = pop == Pop.ALWAYS_POP or (pop == Pop.POP_ON_ADVANCE and command == 1)
-        drop = drop or (pop == Pop.POP_ON_ADVANCE_NOP and command in (0, 1))
+        advances = command == 1 and self.next_position(state) != state.position
+        drop = pop == Pop.ALWAYS_POP or (pop in (Pop.POP_ON_ADVANCE, Pop.POP_ON_ADVANCE_NOP) and advances)
+        drop = drop or (pop == Pop.POP_ON_ADVANCE_NOP and command == 0)
         if not drop:
             return data
         bits = [data >> (22 + i) % 30 & 1 for i in range(24)]
@@ -838,16 +839,19 @@ class ReferenceEngine(Engine):
             )
             self.wake_core(pe)
 
+    def next_position(self, state: RouteState) -> int:
+        """Where SWITCH_ADV goes from here."""
+        following = state.position + 1
+        while following < len(state.positions) and state.positions[following] is None:
+            following += 1
+        if following < len(state.positions):
+            return following
+        return 0 if state.route.ring else state.position
+
     def act(self, pe: Pe, state: RouteState, command: int) -> None:
         """SWITCH_ADV, SWITCH_RST or TEARDOWN."""
         if command == 1:
-            following = state.position + 1
-            while following < len(state.positions) and state.positions[following] is None:
-                following += 1
-            if following < len(state.positions):
-                state.position = following
-            elif state.route.ring:
-                state.position = 0
+            state.position = self.next_position(state)
         elif command == 2:
             state.position = 0
         elif command == 3:

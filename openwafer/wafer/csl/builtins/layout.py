@@ -142,6 +142,7 @@ def color_config(sema: Any, frame: Any, node: ast.Expr, color: int) -> ColorConf
 
 
 def _positions(sema: Any, switches: Config, rx: int, tx: int) -> list[tuple[int, int] | None]:
+    """Positions 1 to 3; what one does not say is as in the position before (inferred: the public cholesky needs it)."""
     found: list[tuple[int, int] | None] = []
     for name in ("pos1", "pos2", "pos3"):
         if name not in switches:
@@ -152,9 +153,9 @@ def _positions(sema: Any, switches: Config, rx: int, tx: int) -> list[tuple[int,
             continue
         if "rx" in position and "tx" in position and not sema.arch.switch_sets_both:
             raise CslError(switches[name][1].span, f"a switch position of {sema.arch.name} changes rx or tx, not both")
-        own_rx = directions(*position["rx"]) if "rx" in position else rx
-        own_tx = directions(*position["tx"]) if "tx" in position else tx
-        found.append((own_rx, own_tx))
+        rx = directions(*position["rx"]) if "rx" in position else rx
+        tx = directions(*position["tx"]) if "tx" in position else tx
+        found.append((rx, tx))
     return found
 
 
