@@ -628,10 +628,7 @@ class Sema:
         """A call at compile time."""
         if frame.depth >= MAX_CALLS:
             raise CslError(span, f"more than {MAX_CALLS} nested calls at compile time")
-        cells = {
-            name: Cell(value.type, value, name) if isinstance(value, Const) else value for name, value in scope.items()
-        }
-        inner = Frame(function.instance, [dict(cells)], None, frozenset(), result, [], frame.depth + 1)
+        inner = Frame(function.instance, [dict(scope)], None, frozenset(), result, [], frame.depth + 1)
         assert function.declaration.body is not None
         try:
             self.block(inner, function.declaration.body)

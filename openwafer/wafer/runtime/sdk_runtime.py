@@ -88,7 +88,7 @@ class SdkRuntime:
             raise RuntimeFailure(
                 f"cmaddr={cmaddr}: there is no wafer here, programs run in the simulator; leave it out"
             )
-        self._folder = Path(bindir)
+        self._folder = Path(bindir).resolve()
         self.image: Image = image_file.load(self._folder)
         self._names = list(self.image.exports) or list(image_file.exported_names(self.image))
         self._engine: Engine | None = None

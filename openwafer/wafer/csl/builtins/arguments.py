@@ -9,7 +9,7 @@ from openwafer.wafer.csl import ast
 from openwafer.wafer.csl import types as ty
 from openwafer.wafer.csl.comptime import Const, StructValue
 from openwafer.wafer.csl.diagnostics import CslError, nearest
-from openwafer.wafer.csl.scope import FunctionValue, Place, Value
+from openwafer.wafer.csl.scope import CellPlace, FunctionValue, Place, Value
 
 Config = dict[str, tuple[Value | Place, ast.Node]]
 
@@ -44,11 +44,17 @@ def _fields(sema: Any, frame: Any, node: ast.Expr) -> Config:
             raise CslError(node.span, "no branch of this if is taken, so it has no value")
         return _fields(sema, frame, node.otherwise)
     if isinstance(node, ast.StructLiteral) and node.type is None:
-        return {item.name: (sema.expr(frame, item.value), item) for item in node.fields}
+        return {item.name: (_known(sema, frame, item.value), item) for item in node.fields}
     value = sema.constant(frame, node)
     if not isinstance(value.value, StructValue):
         raise CslError(node.span, f"expected options like .{{ .name = value }}, found {value.type}")
     return {name: (own, node) for name, own in value.value.fields}
+
+
+def _known(sema: Any, frame: Any, node: ast.Expr) -> Value | Place:
+    """A value; of a compile-time variable what it holds now."""
+    found = sema.expr(frame, node)
+    return sema.load(frame, found, node.span) if isinstance(found, CellPlace) else found
 
 
 def flag(options: Config, name: str) -> bool:
