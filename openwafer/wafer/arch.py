@@ -106,6 +106,7 @@ def _timing(hop: int) -> dict[str, Cycles]:
         "hop": Cycles(hop, inferred, _STUDY),
         "ramp_in": Cycles(2, inferred, f"{_HPDC}: T_R"),
         "ramp_out": Cycles(2, inferred, f"{_HPDC}: T_R"),
+        "float_latency": Cycles(1, inferred, f"{_STUDY}: 6 cycles a stage that adds, {_HPDC}: 5 without arithmetic"),
         "task_start": Cycles(10, inferred, "third-party estimate of a task switch"),
         "scalar": Cycles(1, chosen, "one issue per cycle"),
         "load": Cycles(1, chosen, "SRAM is read in the pipeline"),
