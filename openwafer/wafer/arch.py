@@ -109,6 +109,7 @@ def _timing(hop: int) -> dict[str, Cycles]:
         "float_latency": Cycles(1, inferred, f"{_STUDY}: 6 cycles a stage that adds, {_HPDC}: 5 without arithmetic"),
         "task_start": Cycles(10, inferred, "third-party estimate of a task switch"),
         "scalar": Cycles(1, chosen, "one issue per cycle"),
+        "immediate": Cycles(0, chosen, "a constant is part of the instruction that uses it"),
         "load": Cycles(1, chosen, "SRAM is read in the pipeline"),
         "store": Cycles(1, chosen, "SRAM is written in the pipeline"),
         "multiply": Cycles(1, chosen, "pipelined"),
@@ -117,9 +118,10 @@ def _timing(hop: int) -> dict[str, Cycles]:
         "branch": Cycles(2, chosen, "taken jump"),
         "call": Cycles(2, chosen, "call and return, each"),
         "task_bit": Cycles(1, chosen, "activate, block, unblock"),
-        "dsd_load": Cycles(9, inferred, f"{_STUDY}: N+34 against N+6, three operands"),
-        "vector_issue": Cycles(4, inferred, f"{_STUDY}: N+6, two reads of the counter included"),
-        "timestamp": Cycles(1, chosen, "one read of the counter"),
+        "dsd_load": Cycles(9, inferred, f"{_STUDY}: N+34 against N+6, three operands and the set-up"),
+        "dsd_setup": Cycles(1, inferred, f"{_STUDY}: the same"),
+        "vector_issue": Cycles(4, inferred, f"{_STUDY}: N+6, the reads of the counter included"),
+        "timestamp": Cycles(2, inferred, f"{_STUDY}: the same"),
         "config": Cycles(2, chosen, "read or write of a configuration register"),
     }
 

@@ -78,7 +78,11 @@ class LockstepEngine(Engine):
         ours, fast = self.slow.stats(), self.fast.stats()
         np.testing.assert_array_equal(ours.busy_cycles, fast.busy_cycles)
         np.testing.assert_array_equal(ours.link_wavelets, fast.link_wavelets)
-        assert (ours.instructions, ours.elements, ours.wavelet_hops) == (fast.instructions, fast.elements, fast.wavelet_hops)
+        assert (ours.instructions, ours.elements, ours.wavelet_hops) == (
+            fast.instructions,
+            fast.elements,
+            fast.wavelet_hops,
+        )
         assert self.slow.log() == self.fast.log()
         assert self.slow.waits() == self.fast.waits()
         width, height = self.image.size

@@ -24,8 +24,8 @@ from openwafer.wafer.sim.widths import WIDTHS
 
 NONE = 0xFF
 TIMINGS = (
-    "hop", "ramp_in", "ramp_out", "float_latency", "task_start", "scalar", "load", "store", "multiply", "divide_int",
-    "divide_float", "branch", "call", "task_bit", "dsd_load", "vector_issue", "timestamp", "config",
+    "hop", "ramp_in", "ramp_out", "float_latency", "task_start", "scalar", "immediate", "load", "store", "multiply", "divide_int",
+    "divide_float", "branch", "call", "task_bit", "dsd_load", "dsd_setup", "vector_issue", "timestamp", "config",
 )  # fmt: skip
 """The order of `Timing` in core/machine.h."""
 _STOPS = (Stop.DONE, Stop.IDLE, Stop.LIMIT)
@@ -123,10 +123,15 @@ class CoreEngine(Engine):
         code = np.ascontiguousarray(program.code, np.uint16)
         opened = code[code[:, 0] >> 4 == Op.IOPEN] if len(code) else code
         functions = _ints([(f.entry, f.num_slots, f.num_args) for f in program.functions])
-        vectors, loads = _ints([_vector_row(v) for v in program.vectors]), _ints([_load_row(d) for d in program.dsr_loads])
+        vectors, loads = (
+            _ints([_vector_row(v) for v in program.vectors]),
+            _ints([_load_row(d) for d in program.dsr_loads]),
+        )
         initial = _ints([_load_row(d) for d, _ in program.initial_dsr_loads])
         slots = np.array([s for _, three in program.initial_dsr_loads for s in three], np.uint64)
-        fifos = _ints([(f.base, f.capacity, f.element_bytes, *_done(f.on_push), *_done(f.on_pop)) for f in program.fifos])
+        fifos = _ints(
+            [(f.base, f.capacity, f.element_bytes, *_done(f.on_push), *_done(f.on_pop)) for f in program.fifos]
+        )
         tasks = _ints([
             (t.kind, t.id, t.function, len(t.arg_bits), *_padded(t.arg_bits), *_padded(t.arg_signed)) for t in program.tasks
         ])  # fmt: skip
@@ -310,7 +315,7 @@ def _vector_row(v: Vector) -> tuple[int, ...]:
     operands = [part for o in (v.dest, v.src0, v.src1, v.scalar) for part in (int(o.kind), o.value)]
     return (
         int(v.op), *operands, int(v.is_async), *_done(v.completion), -1 if v.microthread is None else v.microthread,
-        int(v.priority), -1 if v.index is None else v.index,
+        int(v.priority), -1 if v.index is None else v.index, v.loads,
     )  # fmt: skip
 
 

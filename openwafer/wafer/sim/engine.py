@@ -66,7 +66,9 @@ class Stats:
 def check_address(address: int, num_bytes: int) -> None:
     """Raises ValueError unless the bytes lie in the memory of a PE."""
     if address < 0 or num_bytes < 0 or address + num_bytes > MEMORY_BYTES:
-        raise ValueError(f"{num_bytes} bytes at address {address} are not all in a PE's memory, 0 to {MEMORY_BYTES - 1}")
+        raise ValueError(
+            f"{num_bytes} bytes at address {address} are not all in a PE's memory, 0 to {MEMORY_BYTES - 1}"
+        )
 
 
 class Engine(ABC):

@@ -237,6 +237,8 @@ class Pe:
             return
         if self.running:
             self.instruction(now)
+            while self.ready == now and self.running and self.can_issue(now):
+                self.instruction(now)
             return
         picked = self.pick(now)
         assert picked is not None
@@ -337,11 +339,14 @@ class Pe:
             r[fp + a : fp + a + 3] = r[fp + b : fp + b + 3]
         elif op == Op.LDI:
             r[fp + a] = k - (1 << 32) if k >> 31 else k
+            cost = timing["immediate"]
         elif op == Op.LDK:
             value = int(program.constants[k])
             r[fp + a] = value - (1 << 64) if value >> 63 else value
+            cost = timing["immediate"]
         elif op == Op.LDK3:
             r[fp + a : fp + a + 3] = [int(v) for v in program.constants[k : k + 3]]
+            cost = timing["immediate"]
         elif Op.ADD <= op <= Op.SHR:
             r[fp + a], cost = self.arithmetic(Op(op), r[fp + b], r[fp + c], T(kind))
         elif op == Op.ADDI:
@@ -413,6 +418,12 @@ class Pe:
         elif op == Op.TSC:
             r[fp + a] = now
             cost = timing["timestamp"]
+        elif op == Op.TSCST:
+            for word in range(3):
+                self.write(r[fp + a] + 2 * word, 2, now >> 16 * word)
+            cost = timing["timestamp"]
+        elif op == Op.DSRPRE:
+            cost = a * timing["dsd_load"]
         elif op == Op.CFGRD:
             r[fp + a] = {0xFFF0: self.x, 0xFFF1: self.y}.get(r[fp + b], 0)
             cost = timing["config"]
@@ -490,9 +501,7 @@ class Pe:
         vector = self.program.vectors[index]
         operation = Operation.vector(self, vector)
         timing = self.engine.timing
-        operands = (vector.dest, vector.src0, vector.src1, vector.scalar)
-        loads = sum(o.kind == Kind.DSD for o in operands)
-        cost = timing["vector_issue"] + loads * timing["dsd_load"]
+        cost = timing["vector_issue"] + vector.loads * timing["dsd_load"] + bool(vector.loads) * timing["dsd_setup"]
         if operation.done:
             if operation.is_async:
                 self.complete(operation.completion)

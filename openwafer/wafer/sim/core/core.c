@@ -146,7 +146,7 @@ API void ow_start(Sim *sim, const int32_t *program_of, const int32_t *routes_of)
     Pe *pe = &sim->pes[i];
     pe->memory = sim->memory + (size_t)i * MEMORY_BYTES;
     pe->cmd_done = 1;
-    pe->core_next = NEVER;
+    pe->core_next = pe->counted = NEVER;
     pe->acting = -1;
     pe->last_task = 31;
     pe->lfsr = 0xDEADBEEFu;

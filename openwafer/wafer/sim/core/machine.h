@@ -31,7 +31,7 @@ enum { FILTER_COUNTER, FILTER_SPARSE_COUNTER, FILTER_RANGE, NO_FILTER = 255 };
 enum {
   HALT, MOV, MOV3, LDI, LDK, LDK3, ADD, SUB, MUL, DIV, REM, AND, OR, XOR, SHL, SHR, NEG, NOT, ADDI, EQ, NE, LT, LE,
   JMP, JZ, JNZ, CALL, RET, LD, ST, LDX, STX, CVT, ACTIVATE, BLOCK, UNBLOCK, VEC, LDDSR, DSDBASE, DSDLEN, DSDSTRIDE,
-  DSDMOVE, IOPEN, IMORE, IGET, IPUT, TSC, CFGRD, CFGWR, SYS, ASSERT, RAND16
+  DSDMOVE, IOPEN, IMORE, IGET, IPUT, TSC, CFGRD, CFGWR, SYS, ASSERT, RAND16, TSCST, DSRPRE
 };
 
 enum {
@@ -60,8 +60,8 @@ enum { STOP_DONE, STOP_IDLE, STOP_LIMIT, STOP_FAULT };
 
 /* Cycles, in the order core.py gives them. */
 typedef struct {
-  int32_t hop, ramp_in, ramp_out, float_latency, task_start, scalar, load, store, multiply, divide_int, divide_float,
-      branch, call, task_bit, dsd_load, vector_issue, timestamp, config;
+  int32_t hop, ramp_in, ramp_out, float_latency, task_start, scalar, immediate, load, store, multiply, divide_int, divide_float,
+      branch, call, task_bit, dsd_load, dsd_setup, vector_issue, timestamp, config;
 } Timing;
 
 /* ---- tables: rows of int32 as core.py writes them ---------------------------------------------------------------- */
@@ -78,6 +78,7 @@ typedef struct {
   int32_t microthread; /* -1: by the operands */
   int32_t priority;
   int32_t index; /* -1: none */
+  int32_t loads; /* DSDs put into registers at the start */
 } Vector;
 
 typedef struct {
@@ -169,6 +170,7 @@ typedef struct Launch { struct Launch *next; int32_t function, arguments; const 
 typedef struct {
   uint64_t core_next; /* the first cycle at which the core may have something to do */
   uint64_t ready;     /* of the main thread */
+  uint64_t counted;   /* the last cycle counted as busy in the main thread */
   const Program *program;
   uint8_t *memory;
   int64_t *frames;

@@ -224,11 +224,6 @@ static Operation *spare(Sim *sim, Operation **place) {
   return *place;
 }
 
-static inline int dsd_operands(const Vector *v) {
-  return (v->dest.kind == KIND_DSD) + (v->src0.kind == KIND_DSD) + (v->src1.kind == KIND_DSD) +
-         (v->scalar.kind == KIND_DSD);
-}
-
 static inline int iterator_waits(Sim *sim, Pe *pe, uint64_t now, int op, const Operation *o, Obstacle *why) {
   return op == IGET ? source_waits(sim, pe, now, &o->dest, 1, why) : dest_waits(sim, pe, &o->dest, 1, why);
 }
@@ -260,7 +255,8 @@ static uint64_t start_vector(Sim *sim, Pe *pe, uint64_t now, uint32_t k, int onl
                      uses_queue(&o->scalar)))
     return 0;
   start_operation(sim, pe, now, v, o);
-  uint64_t cost = (uint64_t)(sim->timing.vector_issue + dsd_operands(v) * sim->timing.dsd_load);
+  uint64_t cost = (uint64_t)(sim->timing.vector_issue + v->loads * sim->timing.dsd_load +
+                             (v->loads ? sim->timing.dsd_setup : 0));
   if (is_done(o)) {
     if (o->is_async) complete(sim, pe, now, &o->completion);
     *local = 1;
@@ -301,7 +297,7 @@ static void run_main(Sim *sim, Pe *pe, uint64_t now, uint64_t until) {
   const Timing *timing = &sim->timing;
   uint64_t t = now;
   int64_t *r = pe->frames + pe->fp;
-  int go = 1;
+  int go = 1, later = 0; /* later: the instruction at pc waits for its own cycle */
   while (go) {
     const uint16_t *word = program->code + 4 * (size_t)pe->pc;
     int op = word[0] >> 4, kind = word[0] & 15, a = word[1], b = word[2], c = word[3], following = pe->pc + 1;
@@ -310,9 +306,12 @@ static void run_main(Sim *sim, Pe *pe, uint64_t now, uint64_t until) {
     switch (op) {
       case MOV: r[a] = r[b]; break;
       case MOV3: { int64_t x = r[b], y = r[b + 1], z = r[b + 2]; r[a] = x, r[a + 1] = y, r[a + 2] = z; break; }
-      case LDI: r[a] = (int32_t)k; break;
-      case LDK: r[a] = (int64_t)program->constants[k]; break;
-      case LDK3: for (int i = 0; i < 3; i++) r[a + i] = (int64_t)program->constants[k + (uint32_t)i]; break;
+      case LDI: r[a] = (int32_t)k; cost = (uint64_t)timing->immediate; break;
+      case LDK: r[a] = (int64_t)program->constants[k]; cost = (uint64_t)timing->immediate; break;
+      case LDK3:
+        for (int i = 0; i < 3; i++) r[a + i] = (int64_t)program->constants[k + (uint32_t)i];
+        cost = (uint64_t)timing->immediate;
+        break;
       case MUL: cost = (uint64_t)timing->multiply; goto arithmetic;
       case DIV: case REM:
         cost = (uint64_t)(is_float(kind) ? timing->divide_float : timing->divide_int);
@@ -389,7 +388,7 @@ static void run_main(Sim *sim, Pe *pe, uint64_t now, uint64_t until) {
       case VEC: {
         int local;
         cost = start_vector(sim, pe, t, k, t > now, &local);
-        if (!cost) { go = 0; following = pe->pc; break; } /* it waits for its cycle; or a fault */
+        if (!cost) { later = 1; break; } /* it waits for its cycle; or a fault */
         if (!local) { go = 0; break; }
         if (pe->has_sync) {
           uint64_t first = t + cost;
@@ -414,7 +413,7 @@ static void run_main(Sim *sim, Pe *pe, uint64_t now, uint64_t until) {
       case IMORE: if (is_exhausted(pe, &pe->iterators[a])) following = (int)k, cost = (uint64_t)timing->branch; break;
       case IGET: case IPUT: {
         Operation *o = &pe->iterators[op == IGET ? b : a];
-        if (t > now && !is_memory(&o->dest)) { go = 0; cost = 0; following = pe->pc; break; }
+        if (t > now && !is_memory(&o->dest)) { later = 1; break; }
         if (op == IGET) r[a] = get_next(sim, pe, t, o, kind);
         else put_next(sim, pe, t, o, r[b], kind);
         cost = (uint64_t)(op == IGET ? timing->load : timing->store);
@@ -429,22 +428,28 @@ static void run_main(Sim *sim, Pe *pe, uint64_t now, uint64_t until) {
       }
       case CFGWR: fault(sim, pe, t, FAULT_CONFIG, r[a], 0, 0); return;
       case SYS:
-        if (t > now) { go = 0; cost = 0; following = pe->pc; break; }
+        if (t > now) { later = 1; break; }
         system_call(sim, pe, t, c, &r[a], &r[b]);
         go = 0; /* it may have ended the run */
         cost = (uint64_t)timing->config;
         break;
       case ASSERT: if (!r[a]) { fault(sim, pe, t, FAULT_ASSERTION, k, 0, 0); return; } break;
       case RAND16: r[a] = random16(pe); break;
+      case TSCST:
+        for (int i = 0; i < 3; i++) write_memory(sim, pe, t, r[a] + 2 * i, 2, t >> 16 * i);
+        cost = (uint64_t)timing->timestamp;
+        break;
+      case DSRPRE: cost = (uint64_t)(a * timing->dsd_load); break;
     }
-    if (cost) {
-      note_issue(sim, t);
-      sim->instructions++;
-      pe->busy++;
-    }
+    if (later) break;
+    note_issue(sim, t);
+    sim->instructions++;
+    pe->busy += t != pe->counted;
+    pe->counted = t;
     pe->pc = following;
     t += cost;
-    if (t >= until || faulted(sim, pe)) break;
+    if (faulted(sim, pe)) break;
+    if (t == now ? go && !can_issue(sim, pe, now) : t >= until) break;
   }
   pe->ready = t;
 }
