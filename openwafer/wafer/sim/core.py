@@ -24,8 +24,9 @@ from openwafer.wafer.sim.widths import WIDTHS
 
 NONE = 0xFF
 TIMINGS = (
-    "hop", "ramp_in", "ramp_out", "float_latency", "task_start", "scalar", "immediate", "load", "store", "multiply", "divide_int",
-    "divide_float", "branch", "call", "task_bit", "dsd_load", "dsd_setup", "vector_issue", "timestamp", "config",
+    "hop", "ramp_in", "ramp_out", "float_latency", "task_start", "scalar", "immediate", "load", "store", "multiply",
+    "divide_int", "divide_float", "branch", "call", "task_bit", "dsd_load", "dsd_setup", "vector_issue", "timestamp",
+    "config",
 )  # fmt: skip
 """The order of `Timing` in core/machine.h."""
 _STOPS = (Stop.DONE, Stop.IDLE, Stop.LIMIT)

@@ -90,7 +90,7 @@ class Engine(ABC):
     def write(self, x: int, y: int, address: int, data: bytes) -> None: ...
 
     def read_block(self, x: int, y: int, addresses: np.ndarray, num_bytes: int) -> np.ndarray:
-        """Memory of a rectangle of PEs from (x, y) on: addresses [height, width] -> uint8 [height, width, num_bytes]."""
+        """Memory of a rectangle of PEs from (x, y): addresses [height, width] -> uint8 [height, width, num_bytes]."""
         height, width = addresses.shape
         rows = [
             self.read(x + dx, y + dy, int(addresses[dy, dx]), num_bytes) for dy in range(height) for dx in range(width)

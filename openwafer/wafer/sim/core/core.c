@@ -32,6 +32,11 @@ static void *copy(Sim *sim, const void *from, size_t bytes) {
   return to;
 }
 
+static void free_tables(Sim *sim) {
+  free(sim->pes), free(sim->cores), free(sim->core_next), free(sim->routers), free(sim->router_next), free(sim->plans);
+  free(sim->moves), free(sim->log), free(sim);
+}
+
 API Sim *ow_new(int32_t width, int32_t height, int32_t is_wse3, const int32_t *timing, const int32_t *iq_depth,
                 const int32_t *oq_depth, int32_t router_depth, const int32_t *widths) {
   Sim *sim = calloc(1, sizeof(Sim));
@@ -48,12 +53,16 @@ API Sim *ow_new(int32_t width, int32_t height, int32_t is_wse3, const int32_t *t
   size_t pes = (size_t)sim->num_pes;
   sim->pes = calloc(pes, sizeof(Pe));
   sim->cores = malloc(pes * sizeof(uint32_t));
+  sim->core_next = malloc(pes * sizeof(uint64_t));
+  sim->router_next = malloc(pes * sizeof(uint64_t));
+  sim->plans = malloc(pes * sizeof(uint64_t));
   sim->routers = malloc(pes * sizeof(uint32_t));
   sim->memory = mmap(NULL, pes * MEMORY_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (sim->memory == MAP_FAILED) sim->memory = NULL;
-  if (sim->pes && sim->cores && sim->routers && sim->memory) return sim;
+  if (sim->pes && sim->cores && sim->core_next && sim->routers && sim->router_next && sim->plans && sim->memory)
+    return sim;
   if (sim->memory) munmap(sim->memory, pes * MEMORY_BYTES);
-  free(sim->pes), free(sim->cores), free(sim->routers), free(sim);
+  free_tables(sim);
   return NULL;
 }
 
@@ -145,8 +154,11 @@ API void ow_start(Sim *sim, const int32_t *program_of, const int32_t *routes_of)
   for (int32_t i = 0; i < sim->num_pes; i++) {
     Pe *pe = &sim->pes[i];
     pe->memory = sim->memory + (size_t)i * MEMORY_BYTES;
+    pe->number = i;
+    pe->x = i % sim->width;
+    pe->y = i / sim->width;
     pe->cmd_done = 1;
-    pe->core_next = pe->counted = NEVER;
+    sim->core_next[i] = sim->router_next[i] = pe->counted = NEVER;
     pe->acting = -1;
     pe->last_task = 31;
     pe->lfsr = 0xDEADBEEFu;
@@ -175,8 +187,7 @@ API void ow_free(Sim *sim) {
     chunk = next;
   }
   munmap(sim->memory, (size_t)sim->num_pes * MEMORY_BYTES);
-  free(sim->pes), free(sim->cores), free(sim->routers), free(sim->moves), free(sim->log);
-  free(sim);
+  free_tables(sim);
 }
 
 /* ---- the host's side --------------------------------------------------------------------------------------------- */
@@ -215,7 +226,7 @@ API void ow_send(Sim *sim, int32_t number, int32_t color, const uint32_t *words,
   if (!count) return;
   state->occupied |= 1u << HOST;
   pe->queued |= (uint32_t)1 << color;
-  wake_router(sim, pe);
+  wake_router(sim, pe, sim->now);
 }
 
 API int64_t ow_received(const Sim *sim, int32_t number, int32_t color) {
@@ -237,30 +248,37 @@ static int one_cycle(Sim *sim) {
   int happened = 0;
   sim->phase = 0;
   for (int32_t i = 0; i < sim->num_cores;) {
-    Pe *pe = &sim->pes[sim->cores[i]];
-    if (pe->core_next <= sim->now) happened |= step_core(sim, pe);
-    if (pe->core_next == NEVER) {
-      pe->in_cores = 0;
+    uint32_t number = sim->cores[i];
+    if (sim->core_next[number] <= sim->now) happened |= step_core(sim, &sim->pes[number]);
+    if (sim->core_next[number] == NEVER) {
+      sim->pes[number].in_cores = 0;
       sim->cores[i] = sim->cores[--sim->num_cores];
     } else i++;
   }
   if (sim->fault.kind && sim->fault.cycle <= sim->now) return 1;
   sim->phase = 1;
   sim->num_moves = 0;
-  for (int32_t i = 0; i < sim->num_routers; i++) {
-    Pe *pe = &sim->pes[sim->routers[i]];
-    if (pe->queued) decide(sim, pe);
+  int32_t polled = sim->num_routers;
+  for (int32_t i = 0; i < polled; i++) {
+    uint32_t number = sim->routers[i];
+    sim->plans[i] = NEVER + 1;
+    if (sim->router_next[number] > sim->now) continue;
+    sim->router_next[number] = NEVER - 1; /* still in the list, and open for news */
+    sim->plans[i] = sim->pes[number].queued ? decide(sim, &sim->pes[number]) : NEVER;
   }
   if (sim->fault.kind && sim->fault.cycle <= sim->now) return 1;
   for (int32_t i = 0; i < sim->num_moves; i++) move(sim, &sim->moves[i]);
   happened |= sim->num_moves != 0;
-  for (int32_t i = 0; i < sim->num_routers;) {
-    Pe *pe = &sim->pes[sim->routers[i]];
-    if (pe->outputs_mask | pe->flushing) happened |= inject(sim, pe);
-    if (!pe->queued && !pe->outputs_mask && !pe->flushing) {
-      pe->in_routers = 0;
-      sim->routers[i] = sim->routers[--sim->num_routers];
-    } else i++;
+  for (int32_t i = polled - 1; i >= 0; i--) {
+    uint32_t number = sim->routers[i];
+    uint64_t plan = sim->plans[i], *next = &sim->router_next[number];
+    if (plan > NEVER) continue;
+    Pe *pe = &sim->pes[number];
+    if (pe->outputs_mask | pe->flushing) happened |= inject(sim, pe, &plan);
+    if (plan < *next) *next = plan;
+    if (*next < NEVER - 1) continue;
+    *next = NEVER;
+    sim->routers[i] = sim->routers[--sim->num_routers];
   }
   return happened;
 }
@@ -269,22 +287,12 @@ static int one_cycle(Sim *sim) {
 static uint64_t next_event(const Sim *sim) {
   uint64_t soonest = sim->fault.kind ? sim->fault.cycle : NEVER;
   for (int32_t i = 0; i < sim->num_cores; i++) {
-    uint64_t at = sim->pes[sim->cores[i]].core_next;
+    uint64_t at = sim->core_next[sim->cores[i]];
     if (at < soonest) soonest = at;
   }
   for (int32_t i = 0; i < sim->num_routers; i++) {
-    const Pe *pe = &sim->pes[sim->routers[i]];
-    for (uint32_t left = pe->queued; left; left &= left - 1) {
-      const Color *color = pe->colors[__builtin_ctz(left)];
-      for (uint32_t at = color->occupied; at; at &= at - 1) {
-        uint64_t ready = head_of(&color->queues[__builtin_ctz(at)])->ready;
-        if (ready > sim->now && ready < soonest) soonest = ready;
-      }
-    }
-    for (uint32_t left = pe->outputs_mask; left; left &= left - 1) {
-      uint64_t ready = head_of(&pe->outputs[__builtin_ctz(left)])->ready;
-      if (ready > sim->now + 1 && ready - 1 < soonest) soonest = ready - 1;
-    }
+    uint64_t at = sim->router_next[sim->routers[i]];
+    if (at < soonest) soonest = at;
   }
   return soonest;
 }

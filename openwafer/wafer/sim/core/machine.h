@@ -150,6 +150,8 @@ typedef struct {
   int16_t fifo, dsr;
   uint16_t extents[4];
   int16_t strides[4];
+  uint16_t index[4]; /* of the next element, and its address (modulo 64 K) */
+  int32_t at;
 } Source;
 
 typedef struct {
@@ -168,15 +170,15 @@ typedef struct { int32_t pc, fp; } Call;
 typedef struct Launch { struct Launch *next; int32_t function, arguments; const int64_t *values; } Launch;
 
 typedef struct {
-  uint64_t core_next; /* the first cycle at which the core may have something to do */
   uint64_t ready;     /* of the main thread */
   uint64_t counted;   /* the last cycle counted as busy in the main thread */
   const Program *program;
   uint8_t *memory;
   int64_t *frames;
+  int32_t number, x, y; /* number: y * width + x */
   uint32_t activated, blocked, queued, arrived; /* queued, arrived: colors with something in the router, for the core */
   uint8_t threads_mask, blocked_threads, outputs_mask, flushing, flushed;
-  uint8_t running, has_sync, cmd_done, in_cores, in_routers, last_task, watched;
+  uint8_t running, has_sync, cmd_done, in_cores, last_task;
   uint8_t turn[3];
   uint8_t iq_color[8], oq_color[8];
   int32_t pc, fp, num_slots, num_calls, calls_capacity, acting; /* acting: instruction to blame, -1: the one at pc */
@@ -205,6 +207,9 @@ typedef struct {
   Timing timing;
   uint64_t now, horizon, busy_until; /* no PE may run ahead to horizon; busy_until: the cycle after the last issue */
   Pe *pes;
+  uint64_t *core_next;   /* per PE: the first cycle at which the core may have something to do */
+  uint64_t *router_next; /* the same for the router; NEVER: it is not in `routers` */
+  uint64_t *plans;       /* per entry of `routers`: what decide() said; NEVER + 1: not looked at in this cycle */
   uint8_t *memory;
   Program *programs;
   int32_t num_programs;

@@ -7,8 +7,7 @@
 static const int OPPOSITE[4] = {SOUTH, NORTH, WEST, EAST};
 
 static inline Pe *neighbour(Sim *sim, Pe *pe, int port) {
-  int64_t number = pe - sim->pes;
-  int x = (int)(number % sim->width), y = (int)(number / sim->width);
+  int x = pe->x, y = pe->y;
   switch (port) {
     case NORTH: return y > 0 ? pe - sim->width : NULL;
     case SOUTH: return y < sim->height - 1 ? pe + sim->width : NULL;
@@ -67,8 +66,8 @@ static int has_room(Sim *sim, Pe *pe, Color *color, const Wavelet *w, uint32_t o
   return 1;
 }
 
-/* Colors with a head that may be taken now, and from which ports. */
-static uint32_t ready_colors(Sim *sim, Pe *pe, uint8_t *ports) {
+/* Colors with a head that may be taken now, and from which ports; *next: when another head comes to be so. */
+static uint32_t ready_colors(Sim *sim, Pe *pe, uint8_t *ports, uint64_t *next) {
   uint32_t found = 0;
   for (uint32_t left = pe->queued; left; left &= left - 1) {
     int number = __builtin_ctz(left);
@@ -76,7 +75,9 @@ static uint32_t ready_colors(Sim *sim, Pe *pe, uint8_t *ports) {
     ports[number] = 0;
     for (uint32_t at = color->occupied; at; at &= at - 1) {
       int port = __builtin_ctz(at);
-      if (head_of(&color->queues[port])->ready <= sim->now) ports[number] |= (uint8_t)(1u << port);
+      uint64_t ready = head_of(&color->queues[port])->ready;
+      if (ready <= sim->now) ports[number] |= (uint8_t)(1u << port);
+      else if (ready < *next) *next = ready;
     }
     if (ports[number]) found |= (uint32_t)1 << number;
   }
@@ -87,17 +88,19 @@ static inline uint32_t turn_colors(uint32_t colors, int from) {
   return (colors >> from | colors << (NUM_COLORS - from)) & 0xFFFFFF;
 }
 
-static void decide(Sim *sim, Pe *pe) {
+/* Notes this router's moves. The first cycle after this at which, without news, it might move something. */
+static uint64_t decide(Sim *sim, Pe *pe) {
   uint8_t ports[NUM_COLORS];
-  uint32_t colors = ready_colors(sim, pe, ports), taken = 0, by_port[NUM_PORTS] = {0};
-  if (!colors) return;
+  uint64_t next = NEVER;
+  uint32_t colors = ready_colors(sim, pe, ports, &next), taken = 0, by_port[NUM_PORTS] = {0};
+  if (!colors) return next;
   int from = (int)(sim->now % NUM_COLORS);
   for (uint32_t left = turn_colors(colors, from); left; left &= left - 1) {
     int number = (__builtin_ctz(left) + from) % NUM_COLORS;
     const Color *color = pe->colors[number];
     if (!color->route || !(color->valid >> color->position & 1)) {
       fault_at(sim, pe, sim->now, FAULT_NO_ROUTE, number, 0, 0, -1);
-      return;
+      return NEVER;
     }
     uint32_t tx = color->tx[color->position];
     if (!color->frozen && tx) by_port[__builtin_ctz(tx)] |= (uint32_t)1 << number;
@@ -110,7 +113,7 @@ static void decide(Sim *sim, Pe *pe) {
       Color *color = pe->colors[number];
       uint32_t accepted = ports[number] & color->rx[color->position], outs = color->tx[color->position];
       if (!accepted) continue;
-      if (accepted & (accepted - 1)) { fault_at(sim, pe, sim->now, FAULT_COLLISION, number, 0, 0, -1); return; }
+      if (accepted & (accepted - 1)) { fault_at(sim, pe, sim->now, FAULT_COLLISION, number, 0, 0, -1); return NEVER; }
       if (outs & taken) continue;
       int in = __builtin_ctz(accepted);
       if (!has_room(sim, pe, color, head_of(&color->queues[in]), outs)) continue;
@@ -121,9 +124,11 @@ static void decide(Sim *sim, Pe *pe) {
         if (!moves) abort();
         sim->moves = moves;
       }
-      sim->moves[sim->num_moves++] = (Move){(int32_t)(pe - sim->pes), in, color, outs};
+      sim->moves[sim->num_moves++] = (Move){pe->number, in, color, outs};
+      next = sim->now + 1;
     }
   }
+  return next;
 }
 
 /* ---- moves ------------------------------------------------------------------------------------------------------- */
@@ -169,14 +174,13 @@ static void enter(Sim *sim, Pe *pe, Color *color, int port, Wavelet w) {
   push(sim, &color->queues[port], w);
   color->occupied |= (uint8_t)(1u << port);
   pe->queued |= (uint32_t)1 << color->color;
-  wake_router(sim, pe);
+  wake_router(sim, pe, w.ready);
 }
 
 static void to_host(Sim *sim, Pe *pe, Color *color, const Wavelet *w) {
   push(sim, &color->host_out, *w);
   if (sim->mode != RUN_RECEIVED || sim->color != color->color || (int64_t)color->host_out.len != sim->count) return;
-  int64_t number = pe - sim->pes;
-  int x = (int)(number % sim->width), y = (int)(number / sim->width);
+  int x = pe->x, y = pe->y;
   if (x >= sim->x0 && x < sim->x1 && y >= sim->y0 && y < sim->y1) sim->left--;
 }
 
@@ -201,6 +205,7 @@ static void move(Sim *sim, const Move *m) {
     color->occupied &= (uint8_t)~(1u << m->port);
     if (!color->occupied) pe->queued &= ~((uint32_t)1 << color->color);
   }
+  if (m->port < RAMP) wake_router(sim, neighbour(sim, pe, m->port), sim->now + 1); /* it may have waited for room */
   int command = w.control ? (int)(w.data >> 22 & 3) : w.advance;
   uint32_t sent = w.control ? popped(color, w.data, command) : w.data;
   for (uint32_t outs = m->outs; outs; outs &= outs - 1) {
@@ -219,15 +224,18 @@ static void move(Sim *sim, const Move *m) {
   act(sim, pe, color, command);
 }
 
-/* From output queues into the router: one wavelet a PE. Whether anything happened. */
-static int inject(Sim *sim, Pe *pe) {
+/* From output queues into the router: one wavelet a PE. Whether anything happened; *next: when it may go on. */
+static int inject(Sim *sim, Pe *pe, uint64_t *next) {
   int happened = 0;
   for (int step = 0; step < 8 && pe->outputs_mask; step++) {
     int number = (int)((sim->now + (uint64_t)step) & 7);
     if (!(pe->outputs_mask >> number & 1)) continue;
     Queue *queue = &pe->outputs[number];
     Wavelet w = *head_of(queue);
-    if (w.ready > sim->now + 1) continue;
+    if (w.ready > sim->now + 1) {
+      if (w.ready - 1 < *next) *next = w.ready - 1;
+      continue;
+    }
     Color *color = color_of(sim, pe, w.color);
     if (color->queues[RAMP].len >= (uint32_t)sim->router_depth) continue;
     pop(queue);
@@ -235,6 +243,7 @@ static int inject(Sim *sim, Pe *pe) {
     w.ready = sim->now + 1;
     enter(sim, pe, color, RAMP, w);
     wake_core(sim, pe, sim->now + 1);
+    *next = sim->now + 1;
     happened = 1;
     break;
   }

@@ -54,7 +54,7 @@ static inline Wavelet pop(Queue *q) {
 
 /* The earliest fault counts: by cycle, phase and place, so that the order of PEs in a list does not. */
 static void fault_at(Sim *sim, Pe *pe, uint64_t cycle, int kind, int64_t a, int64_t b, int64_t c, int pc) {
-  uint64_t number = (uint64_t)(pe - sim->pes), order = (uint64_t)sim->phase << 40 | number;
+  uint64_t number = (uint64_t)(pe->number), order = (uint64_t)sim->phase << 40 | number;
   Fault *f = &sim->fault;
   if (f->kind && (f->cycle < cycle || (f->cycle == cycle && f->order <= order))) return;
   *f = (Fault){cycle, order, kind, (int32_t)number, pc, (int32_t)a, (int32_t)b, (int32_t)c};
@@ -62,7 +62,7 @@ static void fault_at(Sim *sim, Pe *pe, uint64_t cycle, int kind, int64_t a, int6
 
 static int fault(Sim *sim, Pe *pe, uint64_t now, int kind, int64_t a, int64_t b, int64_t c) {
   fault_at(sim, pe, now, kind, a, b, c, pe->acting >= 0 ? pe->acting : pe->pc);
-  pe->core_next = NEVER;
+  sim->core_next[pe->number] = NEVER;
   return 0;
 }
 
@@ -73,18 +73,17 @@ static inline int faulted(const Sim *sim, const Pe *pe) {
 /* ---- waking ------------------------------------------------------------------------------------------------------ */
 
 static inline void wake_core(Sim *sim, Pe *pe, uint64_t cycle) {
-  if (cycle < pe->core_next) pe->core_next = cycle;
+  if (cycle < sim->core_next[pe->number]) sim->core_next[pe->number] = cycle;
   if (!pe->in_cores) {
     pe->in_cores = 1;
-    sim->cores[sim->num_cores++] = (uint32_t)(pe - sim->pes);
+    sim->cores[sim->num_cores++] = (uint32_t)(pe->number);
   }
 }
 
-static inline void wake_router(Sim *sim, Pe *pe) {
-  if (!pe->in_routers) {
-    pe->in_routers = 1;
-    sim->routers[sim->num_routers++] = (uint32_t)(pe - sim->pes);
-  }
+static inline void wake_router(Sim *sim, const Pe *pe, uint64_t cycle) {
+  uint64_t *next = &sim->router_next[pe->number];
+  if (*next == NEVER) sim->routers[sim->num_routers++] = (uint32_t)pe->number;
+  if (cycle < *next) *next = cycle;
 }
 
 static Color *color_of(Sim *sim, Pe *pe, int color) {

@@ -93,12 +93,14 @@ static void start_task(Sim *sim, Pe *pe, uint64_t now, int picked) {
     if (!(program->control_mask >> entry & 1)) { fault(sim, pe, now, FAULT_UNBOUND_CONTROL, color, entry, 0); return; }
     pop(input);
     if (!input->len) pe->arrived &= ~((uint32_t)1 << color);
+    wake_router(sim, pe, now);
     start_bound(sim, pe, now, &program->tasks[64 + entry], word & 0xFFFF);
   } else if (picked >= PICK_DATA) {
     int task = picked - PICK_DATA, color = sim->is_wse3 ? pe->iq_color[task] : task;
     Queue *input = &pe->colors[color]->input;
     uint32_t word = pop(input).data;
     if (!input->len) pe->arrived &= ~((uint32_t)1 << color);
+    wake_router(sim, pe, now);
     pe->last_task = (uint8_t)task;
     start_bound(sim, pe, now, &program->tasks[32 + task], word);
   } else {
@@ -118,7 +120,7 @@ static void log_entry(Sim *sim, Pe *pe, uint64_t now, int kind, int64_t value, i
     if (!log) abort();
     sim->log = log;
   }
-  sim->log[sim->num_log++] = (LogEntry){now, value, (int32_t)(pe - sim->pes), kind, form, 0};
+  sim->log[sim->num_log++] = (LogEntry){now, value, (int32_t)(pe->number), kind, form, 0};
 }
 
 static int in_range(Sim *sim, Pe *pe, uint64_t now, int64_t value, int limit, int what) {
@@ -157,14 +159,13 @@ static void reroute(Sim *sim, Pe *pe, uint64_t now, int call, int64_t which, int
     case SET_SWITCH_POSITION: color->position = (uint8_t)number; break;
     case INVALIDATE_SWITCHES: color->positions = 1; color->valid &= 1; break;
   }
-  wake_router(sim, pe);
+  wake_router(sim, pe, now);
 }
 
 static void command_done(Sim *sim, Pe *pe) {
   if (pe->cmd_done) return;
   pe->cmd_done = 1;
-  int64_t number = pe - sim->pes;
-  int x = (int)(number % sim->width), y = (int)(number / sim->width);
+  int x = pe->x, y = pe->y;
   if (sim->mode == RUN_COMMANDS && x >= sim->x0 && x < sim->x1 && y >= sim->y0 && y < sim->y1) sim->left--;
 }
 
@@ -179,7 +180,7 @@ static void system_call(Sim *sim, Pe *pe, uint64_t now, int call, int64_t *a, in
     case QUEUE_FLUSH:
       if (!in_range(sim, pe, now, first, 8, 1)) break;
       pe->flushing |= (uint8_t)(1u << first);
-      wake_router(sim, pe);
+      wake_router(sim, pe, now);
       break;
     case QUEUE_FLUSH_EXIT: if (first >= 0 && first < 8) pe->flushed &= (uint8_t)~(1u << first); break;
     case SET_INPUT_QUEUE:
@@ -187,6 +188,7 @@ static void system_call(Sim *sim, Pe *pe, uint64_t now, int call, int64_t *a, in
       pe->iq_color[first] = (uint8_t)second;
       for (int i = 0; i < NUM_COLORS; i++)
         if (pe->colors[i]) pe->colors[i]->depth = 0;
+      wake_router(sim, pe, now);
       break;
     case SET_OUTPUT_QUEUE:
       if (in_range(sim, pe, now, first, 8, 1) && in_range(sim, pe, now, second, NUM_COLORS, 2))
@@ -421,8 +423,7 @@ static void run_main(Sim *sim, Pe *pe, uint64_t now, uint64_t until) {
       }
       case TSC: r[a] = (int64_t)t; cost = (uint64_t)timing->timestamp; break;
       case CFGRD: {
-        int64_t number = pe - sim->pes;
-        r[a] = r[b] == 0xFFF0 ? number % sim->width : r[b] == 0xFFF1 ? number / sim->width : 0;
+        r[a] = r[b] == 0xFFF0 ? pe->x : r[b] == 0xFFF1 ? pe->y : 0;
         cost = (uint64_t)timing->config;
         break;
       }
@@ -460,8 +461,7 @@ static inline int may_run_ahead(const Sim *sim, const Pe *pe) {
   if (pe->threads_mask) return 0;
   if (sim->mode == RUN_IDLE) return 1;
   if (sim->mode != RUN_COMMANDS || pe->cmd_done) return 0;
-  int64_t number = pe - sim->pes;
-  int x = (int)(number % sim->width), y = (int)(number / sim->width);
+  int x = pe->x, y = pe->y;
   return x >= sim->x0 && x < sim->x1 && y >= sim->y0 && y < sim->y1;
 }
 
@@ -546,12 +546,12 @@ static int step_core(Sim *sim, Pe *pe) {
       else thread_step(sim, pe, now, chosen);
     }
   }
-  if (faulted(sim, pe)) { pe->core_next = NEVER; return 1; }
-  if (!main) pe->core_next = next_time(pe, now);
-  else if (pe->threads_mask) pe->core_next = now + 1;
+  if (faulted(sim, pe)) { sim->core_next[pe->number] = NEVER; return 1; }
+  if (!main) sim->core_next[pe->number] = next_time(pe, now);
+  else if (pe->threads_mask) sim->core_next[pe->number] = now + 1;
   else if (pe->has_sync || pe->running || pe->activated || pe->launches || pe->arrived)
-    pe->core_next = pe->ready > now ? pe->ready : now + 1;
-  else pe->core_next = NEVER;
+    sim->core_next[pe->number] = pe->ready > now ? pe->ready : now + 1;
+  else sim->core_next[pe->number] = NEVER;
   return main;
 }
 

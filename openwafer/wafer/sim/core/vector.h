@@ -78,6 +78,24 @@ static inline int64_t address_of(const Source *s, uint64_t position, int size) {
   return at & 0xFFFF;
 }
 
+/* The address of the next element; advance() goes on to the one after. */
+static inline int64_t next_address(const Source *s) { return s->at & 0xFFFF; }
+
+static inline void advance(Source *s, int size) {
+  int32_t step = s->strides[0] * size;
+  s->at += step;
+  if (s->dims == 1 || ++s->index[0] < s->extents[0]) return;
+  s->at -= s->index[0] * step;
+  s->index[0] = 0;
+  for (int i = 1; i < s->dims; i++) {
+    step = s->strides[i] * size;
+    s->at += step;
+    if (++s->index[i] < s->extents[i] || i == s->dims - 1) return;
+    s->at -= s->index[i] * step;
+    s->index[i] = 0;
+  }
+}
+
 static int known_length(const Source *s, uint64_t *length) {
   if (s->kind != KIND_DSD) return 0;
   *length = 1;
@@ -166,6 +184,7 @@ static void start_operation(Sim *sim, Pe *pe, uint64_t now, const Vector *v, Ope
       if (is_memory(sources[i]) && sources[i]->flags & INDEX_OFFSET_BIT)
         sources[i]->base = (uint16_t)(sources[i]->base + 2 * o->index);
   }
+  o->dest.at = o->dest.base, o->src0.at = o->src0.base, o->src1.at = o->src1.base, o->scalar.at = o->scalar.base;
   if (o->dest.kind == KIND_POINTER) {
     int size = o->sizes[0];
     uint64_t mask = size == 4 ? 0xFFFFFFFFu : 0xFFFFu;
@@ -240,6 +259,7 @@ static inline uint32_t take_input(Sim *sim, Pe *pe, const Source *s) {
   Color *color = input_of(sim, pe, s);
   uint32_t data = pop(&color->input).data;
   if (!color->input.len) pe->arrived &= ~((uint32_t)1 << color->color);
+  if (pe->queued) wake_router(sim, pe, sim->now);
   return data;
 }
 
@@ -256,7 +276,7 @@ static void send(Sim *sim, Pe *pe, uint64_t now, const Operation *o, const Sourc
   push(sim, &pe->outputs[queue], (Wavelet){ready, data, !!(s->flags & CONTROL_BIT), !!(s->flags & ADVANCE_SWITCH_BIT),
                                            (uint8_t)color, 0});
   pe->outputs_mask |= (uint8_t)(1u << queue);
-  wake_router(sim, pe);
+  wake_router(sim, pe, ready - 1);
 }
 
 static inline uint32_t cut(uint64_t value, int size) {
@@ -265,8 +285,7 @@ static inline uint32_t cut(uint64_t value, int size) {
 
 typedef struct { const Source *fabric; uint32_t word; } Arrival;
 
-static inline uint32_t read_source(Sim *sim, Pe *pe, uint64_t now, const Source *s, uint64_t i, int size,
-                                   const Arrival *in) {
+static inline uint32_t read_source(Sim *sim, Pe *pe, uint64_t now, Source *s, int size, const Arrival *in) {
   switch (s->kind) {
     case KIND_NONE: return 0;
     case KIND_SCALAR: return cut((uint64_t)s->value, size);
@@ -276,7 +295,8 @@ static inline uint32_t read_source(Sim *sim, Pe *pe, uint64_t now, const Source 
   if (s == in->fabric) return cut(in->word, size);
   if (is_input(s)) return cut(take_input(sim, pe, s), size);
   int64_t address = in->fabric && s->flags & INDEX_OFFSET_BIT ? (s->base + 2 * (int64_t)(in->word >> 16)) & 0xFFFF
-                                                              : address_of(s, i, size);
+                                                              : next_address(s);
+  advance(s, size);
   return (uint32_t)read_memory(sim, pe, now, address, size);
 }
 
@@ -293,7 +313,7 @@ static int fifo_stops(const Pe *pe, const Operation *o) {
 
 static inline int conflicts(const Operation *o) {
   if (!is_memory(&o->src0) || !is_memory(&o->src1)) return 0;
-  int64_t x = address_of(&o->src0, o->position, o->sizes[1]), y = address_of(&o->src1, o->position, o->sizes[2]);
+  int64_t x = next_address(&o->src0), y = next_address(&o->src1);
   return x != y && (x >> 1 & 3) == (y >> 1 & 3);
 }
 
@@ -319,7 +339,6 @@ static inline int step_operation(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
   pe->acting = o->pc;
   sim->elements += elements;
   for (; made < elements; made++) {
-    uint64_t i = first + (uint64_t)made;
     Arrival in = {0};
     if (!o->is_local) {
       if (fifo_stops(pe, o)) { o->stopped = 1; break; }
@@ -327,16 +346,16 @@ static inline int step_operation(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
       if (in.fabric) in.word = take_input(sim, pe, in.fabric);
     }
     if (o->has_sum) {
-      uint32_t b = read_source(sim, pe, now, &o->src1, i, o->sizes[2], &in);
-      uint32_t c = read_source(sim, pe, now, &o->scalar, i, o->sizes[2], &in);
+      uint32_t b = read_source(sim, pe, now, &o->src1, o->sizes[2], &in);
+      uint32_t c = read_source(sim, pe, now, &o->scalar, o->sizes[2], &in);
       if (is_mac(o->op)) o->sum = result_of(o->op, o->sum, b, c, &o->carry);
       else if (o->src1.kind != KIND_NONE) o->sum = result_of(o->op, o->sum, b, 0, &o->carry);
-      else o->sum = result_of(o->op, read_source(sim, pe, now, &o->src0, i, o->sizes[1], &in), 0, 0, &o->carry);
+      else o->sum = result_of(o->op, read_source(sim, pe, now, &o->src0, o->sizes[1], &in), 0, 0, &o->carry);
       continue;
     }
-    uint32_t a = read_source(sim, pe, now, &o->src0, i, o->sizes[1], &in);
-    uint32_t b = read_source(sim, pe, now, &o->src1, i, o->sizes[2], &in);
-    uint32_t c = read_source(sim, pe, now, &o->scalar, i, o->sizes[2], &in);
+    uint32_t a = read_source(sim, pe, now, &o->src0, o->sizes[1], &in);
+    uint32_t b = read_source(sim, pe, now, &o->src1, o->sizes[2], &in);
+    uint32_t c = read_source(sim, pe, now, &o->scalar, o->sizes[2], &in);
     results[made] = result_of(o->op, a, b, c, &o->carry);
     if (in.fabric && is_memory(&o->dest) && o->dest.flags & INDEX_OFFSET_BIT) {
       write_memory(sim, pe, now, (o->dest.base + 2 * (int64_t)(in.word >> 16)) & 0xFFFF, o->sizes[0], results[made]);
@@ -349,7 +368,10 @@ static inline int step_operation(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
       if (o->dest.kind == KIND_FIFO) fifo_push(sim, pe, now, o->dest.fifo, results[k]);
       else if (is_output(&o->dest))
         send(sim, pe, now + (floats ? (uint64_t)sim->timing.float_latency : 0), o, &o->dest, results[k], o->sizes[0]);
-      else write_memory(sim, pe, now, address_of(&o->dest, o->position, o->sizes[0]), o->sizes[0], results[k]);
+      else {
+        write_memory(sim, pe, now, next_address(&o->dest), o->sizes[0], results[k]);
+        advance(&o->dest, o->sizes[0]);
+      }
     }
   }
   o->position = first + (uint64_t)elements;
