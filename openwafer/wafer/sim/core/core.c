@@ -226,7 +226,7 @@ API void ow_send(Sim *sim, int32_t number, int32_t color, const uint32_t *words,
   if (!count) return;
   state->occupied |= 1u << HOST;
   pe->queued |= (uint32_t)1 << color;
-  wake_router(sim, pe, sim->now);
+  news(sim, pe, color, sim->now);
 }
 
 API int64_t ow_received(const Sim *sim, int32_t number, int32_t color) {

@@ -176,7 +176,9 @@ typedef struct {
   uint8_t *memory;
   int64_t *frames;
   int32_t number, x, y; /* number: y * width + x */
-  uint32_t activated, blocked, queued, arrived; /* queued, arrived: colors with something in the router, for the core */
+  uint32_t activated, blocked;
+  uint32_t queued, arrived; /* colors with something in the router, for the core */
+  uint32_t alert;           /* colors that the router must look at: the others wait for news */
   uint8_t threads_mask, blocked_threads, outputs_mask, flushing, flushed;
   uint8_t running, has_sync, cmd_done, in_cores, last_task;
   uint8_t turn[3];

@@ -69,16 +69,20 @@ static int has_room(Sim *sim, Pe *pe, Color *color, const Wavelet *w, uint32_t o
 /* Colors with a head that may be taken now, and from which ports; *next: when another head comes to be so. */
 static uint32_t ready_colors(Sim *sim, Pe *pe, uint8_t *ports, uint64_t *next) {
   uint32_t found = 0;
-  for (uint32_t left = pe->queued; left; left &= left - 1) {
-    int number = __builtin_ctz(left);
+  for (uint32_t left = pe->queued & pe->alert; left; left &= left - 1) {
+    int number = __builtin_ctz(left), waits = 0;
     const Color *color = pe->colors[number];
     ports[number] = 0;
     for (uint32_t at = color->occupied; at; at &= at - 1) {
       int port = __builtin_ctz(at);
       uint64_t ready = head_of(&color->queues[port])->ready;
       if (ready <= sim->now) ports[number] |= (uint8_t)(1u << port);
-      else if (ready < *next) *next = ready;
+      else {
+        waits = 1;
+        if (ready < *next) *next = ready;
+      }
     }
+    if (!waits) pe->alert &= ~((uint32_t)1 << number);
     if (ports[number]) found |= (uint32_t)1 << number;
   }
   return found;
@@ -114,10 +118,14 @@ static uint64_t decide(Sim *sim, Pe *pe) {
       uint32_t accepted = ports[number] & color->rx[color->position], outs = color->tx[color->position];
       if (!accepted) continue;
       if (accepted & (accepted - 1)) { fault_at(sim, pe, sim->now, FAULT_COLLISION, number, 0, 0, -1); return NEVER; }
-      if (outs & taken) continue;
+      if (outs & taken) {
+        pe->alert |= (uint32_t)1 << number;
+        continue;
+      }
       int in = __builtin_ctz(accepted);
       if (!has_room(sim, pe, color, head_of(&color->queues[in]), outs)) continue;
       taken |= outs;
+      pe->alert |= (uint32_t)1 << number;
       if (sim->num_moves == sim->moves_capacity) {
         sim->moves_capacity = sim->moves_capacity ? sim->moves_capacity * 2 : 1024;
         Move *moves = realloc(sim->moves, (size_t)sim->moves_capacity * sizeof(Move));
@@ -174,7 +182,7 @@ static void enter(Sim *sim, Pe *pe, Color *color, int port, Wavelet w) {
   push(sim, &color->queues[port], w);
   color->occupied |= (uint8_t)(1u << port);
   pe->queued |= (uint32_t)1 << color->color;
-  wake_router(sim, pe, w.ready);
+  news(sim, pe, color->color, w.ready);
 }
 
 static void to_host(Sim *sim, Pe *pe, Color *color, const Wavelet *w) {
@@ -205,7 +213,11 @@ static void move(Sim *sim, const Move *m) {
     color->occupied &= (uint8_t)~(1u << m->port);
     if (!color->occupied) pe->queued &= ~((uint32_t)1 << color->color);
   }
-  if (m->port < RAMP) wake_router(sim, neighbour(sim, pe, m->port), sim->now + 1); /* it may have waited for room */
+  if (m->port < RAMP) { /* the neighbour may have waited for room, with this color or the one it swaps with */
+    Pe *other = neighbour(sim, pe, m->port);
+    other->alert |= (uint32_t)1 << (color->color ^ 1);
+    news(sim, other, color->color, sim->now + 1);
+  }
   int command = w.control ? (int)(w.data >> 22 & 3) : w.advance;
   uint32_t sent = w.control ? popped(color, w.data, command) : w.data;
   for (uint32_t outs = m->outs; outs; outs &= outs - 1) {

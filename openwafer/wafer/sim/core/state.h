@@ -86,6 +86,12 @@ static inline void wake_router(Sim *sim, const Pe *pe, uint64_t cycle) {
   if (cycle < *next) *next = cycle;
 }
 
+/* Something changed that a color may have waited for. */
+static inline void news(Sim *sim, Pe *pe, int color, uint64_t cycle) {
+  pe->alert |= (uint32_t)1 << color;
+  wake_router(sim, pe, cycle);
+}
+
 static Color *color_of(Sim *sim, Pe *pe, int color) {
   Color *state = pe->colors[color];
   if (!state) {

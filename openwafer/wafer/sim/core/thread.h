@@ -93,14 +93,14 @@ static void start_task(Sim *sim, Pe *pe, uint64_t now, int picked) {
     if (!(program->control_mask >> entry & 1)) { fault(sim, pe, now, FAULT_UNBOUND_CONTROL, color, entry, 0); return; }
     pop(input);
     if (!input->len) pe->arrived &= ~((uint32_t)1 << color);
-    wake_router(sim, pe, now);
+    news(sim, pe, color, now);
     start_bound(sim, pe, now, &program->tasks[64 + entry], word & 0xFFFF);
   } else if (picked >= PICK_DATA) {
     int task = picked - PICK_DATA, color = sim->is_wse3 ? pe->iq_color[task] : task;
     Queue *input = &pe->colors[color]->input;
     uint32_t word = pop(input).data;
     if (!input->len) pe->arrived &= ~((uint32_t)1 << color);
-    wake_router(sim, pe, now);
+    news(sim, pe, color, now);
     pe->last_task = (uint8_t)task;
     start_bound(sim, pe, now, &program->tasks[32 + task], word);
   } else {
@@ -159,7 +159,7 @@ static void reroute(Sim *sim, Pe *pe, uint64_t now, int call, int64_t which, int
     case SET_SWITCH_POSITION: color->position = (uint8_t)number; break;
     case INVALIDATE_SWITCHES: color->positions = 1; color->valid &= 1; break;
   }
-  wake_router(sim, pe, now);
+  news(sim, pe, (int)which, now);
 }
 
 static void command_done(Sim *sim, Pe *pe) {
@@ -188,6 +188,7 @@ static void system_call(Sim *sim, Pe *pe, uint64_t now, int call, int64_t *a, in
       pe->iq_color[first] = (uint8_t)second;
       for (int i = 0; i < NUM_COLORS; i++)
         if (pe->colors[i]) pe->colors[i]->depth = 0;
+      pe->alert = ~(uint32_t)0;
       wake_router(sim, pe, now);
       break;
     case SET_OUTPUT_QUEUE:

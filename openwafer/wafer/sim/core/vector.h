@@ -259,7 +259,7 @@ static inline uint32_t take_input(Sim *sim, Pe *pe, const Source *s) {
   Color *color = input_of(sim, pe, s);
   uint32_t data = pop(&color->input).data;
   if (!color->input.len) pe->arrived &= ~((uint32_t)1 << color->color);
-  if (pe->queued) wake_router(sim, pe, sim->now);
+  if (pe->queued >> color->color & 1) news(sim, pe, color->color, sim->now);
   return data;
 }
 
