@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from openwafer.wafer.arch import ARCHITECTURES, MEMORY_BYTES, NUM_COLORS, Port
-from openwafer.wafer.image import Filter, Image, Location, Pop, Program, Route
+from openwafer.wafer.image import Filter, Image, Location, Pop, Program, Route, Task
 from openwafer.wafer.isa import Completion, DsrFile, DsrLoad, Op, Sys, V, Vector
 from openwafer.wafer.sim.engine import Engine, LogLine, SimulationError, Stats, Stop, Wait, check_address
 from openwafer.wafer.sim.numerics import formatted
@@ -133,9 +133,7 @@ class CoreEngine(Engine):
         fifos = _ints(
             [(f.base, f.capacity, f.element_bytes, *_done(f.on_push), *_done(f.on_pop)) for f in program.fifos]
         )
-        tasks = _ints([
-            (t.kind, t.id, t.function, len(t.arg_bits), *_padded(t.arg_bits), *_padded(t.arg_signed)) for t in program.tasks
-        ])  # fmt: skip
+        tasks = _ints([_task_row(task) for task in program.tasks])
         queues = [NONE if c is None else c for c in (*program.input_queue_colors, *program.output_queue_colors)]
         queues += [program.input_queue_of_color.get(color, NONE) for color in range(NUM_COLORS)]
         queue_bytes = np.array(queues, np.uint8)
@@ -305,6 +303,11 @@ def _done(made: Completion) -> tuple[int, int, int]:
     return (-1 if made.activate is None else made.activate, int(made.unblock_kind), made.unblock_id)
 
 
+def _task_row(task: Task) -> tuple[int, ...]:
+    arguments = (len(task.arg_bits), *_padded(task.arg_bits), *_padded(task.arg_signed))
+    return (task.kind, task.id, task.function, *arguments)
+
+
 def _load_row(load: DsrLoad) -> tuple[int, ...]:
     return (
         load.file, load.register, load.slot, int(load.save_address), int(load.is_async), *_done(load.completion),
@@ -365,4 +368,8 @@ def _text(kind: int, a: int, b: int, c: int, program: Program | None) -> tuple[s
         return out, f"the DSR {DsrFile(a).name} {b} was never loaded"
     if fault == 14:
         return out, f"output queue {a} has no color"
+    if fault == 16:
+        return out, f"two operands take one wavelet of color {a}"
+    if fault == 17:
+        return out, f"two operands take one element of FIFO {a}"
     return out, f"configuration register {a:#x} cannot be written here"

@@ -83,10 +83,10 @@ def float_operation(op: Op, a: int, b: int, width: int) -> int:
 
 
 def wrap(value: int, kind: T) -> int:
-    """An integer as a slot of its type holds it."""
+    """An integer as a slot of its type holds it; a slot itself is read as signed, u64 too."""
     bits = SIZE_BYTES[kind] * 8
     value &= (1 << bits) - 1
-    return value - (1 << bits) if kind in SIGNED and value >> bits - 1 else value
+    return value - (1 << bits) if (kind in SIGNED or bits == 64) and value >> bits - 1 else value
 
 
 def integer_operation(op: Op, a: int, b: int, kind: T) -> int:
@@ -114,7 +114,7 @@ def integer_operation(op: Op, a: int, b: int, kind: T) -> int:
     count = b & (1 << 64) - 1
     if op == Op.SHL:
         return wrap(a << count, kind) if count < bits else 0
-    return a >> count if count < bits else (-1 if a < 0 else 0)
+    return wrap(a >> count, kind) if count < bits else (-1 if a < 0 else 0)
 
 
 def compare(op: Op, a: int, b: int, kind: T) -> int:

@@ -44,6 +44,10 @@ class RouteState:
     counter: int
     pending: bool = False
 
+    def now(self) -> tuple[int, int] | None:
+        """rx and tx masks at the present position, None where it does not exist."""
+        return self.positions[self.position] if self.position < len(self.positions) else None
+
 
 @dataclass
 class FifoState:
@@ -530,9 +534,12 @@ class Pe:
         elif call == Sys.QUEUE_FLUSH_EXIT:
             self.flushed.discard(first)
         elif call == Sys.SET_INPUT_QUEUE:
-            self.iq_color[self.in_range(first, 8, "input queue")] = self.in_range(second, 24, "color")
+            queue, color = self.in_range(first, 8, "input queue"), self.in_range(second, 24, "color")
+            self.iq_color[queue] = color
+            self.engine.wake_router(self)
         elif call == Sys.SET_OUTPUT_QUEUE:
-            self.oq_color[self.in_range(first, 8, "output queue")] = self.in_range(second, 24, "color")
+            queue, color = self.in_range(first, 8, "output queue"), self.in_range(second, 24, "color")
+            self.oq_color[queue] = color
         elif call == Sys.LOG_STRING:
             assert self.program is not None
             *ended, self.line = (self.line + self.program.messages[first]).split("\n")
@@ -740,7 +747,7 @@ class ReferenceEngine(Engine):
                 if color in seen or color not in heads:
                     continue
                 state = pe.routes.get(color)
-                if state is None or state.positions[state.position] is None:
+                if state is None or state.now() is None:
                     raise SimulationError(
                         "NoRoute", f"a wavelet of color {color} has no route", (pe.x, pe.y), self.now, None
                     )

@@ -95,6 +95,23 @@ def result_of(op: V, a: int, b: int, c: int, carry: list[int]) -> int:
     raise AssertionError(f"{name} has no meaning in the engine")
 
 
+def take_wavelet(pe: Any, color: int) -> int:
+    """The word at the head of an input buffer."""
+    if not pe.inputs.get(color):
+        raise pe.fail("OutOfRange", f"two operands take one wavelet of color {color}")
+    pe.engine.wake_router(pe)
+    return pe.inputs[color].popleft().data
+
+
+def take_element(pe: Any, fifo: int) -> int:
+    """The oldest element of a FIFO."""
+    if not pe.fifos[fifo].items:
+        raise pe.fail("OutOfRange", f"two operands take one element of FIFO {fifo}")
+    value = pe.fifos[fifo].items.popleft()
+    pe.complete(pe.program.fifos[fifo].on_pop)
+    return value
+
+
 @dataclass
 class Source:
     """An operand: where its elements come from or go to."""
@@ -377,8 +394,7 @@ class Operation:
         fabric = next((s for s in (self.src0, self.src1) if s is not None and s.is_input), None)
         word = None
         if fabric is not None:
-            word = pe.inputs[self.color_in(pe, fabric)].popleft().data
-            pe.engine.wake_router(pe)
+            word = take_wavelet(pe, self.color_in(pe, fabric))
             shift = word >> 16
 
         def read(source: Source | None, size: int) -> int:
@@ -389,15 +405,12 @@ class Operation:
             if source.kind == Kind.POINTER:
                 return pe.read(source.value, size)
             if source.kind == Kind.FIFO:
-                value = pe.fifos[source.fifo].items.popleft()
-                pe.complete(pe.program.fifos[source.fifo].on_pop)
-                return value
+                return take_element(pe, source.fifo)
             if source is fabric:
                 assert word is not None
                 return word if size == 4 else word & 0xFFFF
             if source.is_input:
-                value = pe.inputs[self.color_in(pe, source)].popleft().data
-                pe.engine.wake_router(pe)
+                value = take_wavelet(pe, self.color_in(pe, source))
                 return value if size == 4 else value & 0xFFFF
             address = source.address(i, size)
             if shift is not None and source.flags & INDEX_OFFSET_BIT:
@@ -474,11 +487,9 @@ class Operation:
         assert source is not None
         size = isa.SIZE_BYTES[kind]
         if source.kind == Kind.FIFO:
-            value = pe.fifos[source.fifo].items.popleft()
-            pe.complete(pe.program.fifos[source.fifo].on_pop)
+            value = take_element(pe, source.fifo)
         elif source.is_input:
-            value = pe.inputs[self.color_in(pe, source)].popleft().data
-            pe.engine.wake_router(pe)
+            value = take_wavelet(pe, self.color_in(pe, source))
         else:
             value = pe.read(source.address(self.position, size), size)
         self.position += 1

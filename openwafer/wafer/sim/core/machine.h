@@ -50,7 +50,7 @@ enum {
 enum {
   FAULT_NONE, FAULT_NO_ROUTE, FAULT_LEAVES, FAULT_COLLISION, FAULT_UNBOUND_CONTROL, FAULT_UNBOUND_TASK,
   FAULT_BAD_ADDRESS, FAULT_DIVIDE, FAULT_STACK, FAULT_ASSERTION, FAULT_TASK_ID, FAULT_ID, FAULT_RANGE, FAULT_DSR,
-  FAULT_NO_COLOR, FAULT_CONFIG
+  FAULT_NO_COLOR, FAULT_CONFIG, FAULT_ONE_WAVELET, FAULT_ONE_ELEMENT
 };
 
 /* What a thread waits for. */
@@ -180,7 +180,7 @@ typedef struct {
   uint32_t queued, arrived; /* colors with something in the router, for the core */
   uint32_t alert;           /* colors that the router must look at: the others wait for news */
   uint8_t threads_mask, blocked_threads, outputs_mask, flushing, flushed;
-  uint8_t running, has_sync, cmd_done, in_cores, last_task;
+  uint8_t running, has_sync, cmd_done, in_cores, last_task, failed;
   uint8_t turn[3];
   uint8_t iq_color[8], oq_color[8];
   int32_t pc, fp, num_slots, num_calls, calls_capacity, acting; /* acting: instruction to blame, -1: the one at pc */
@@ -198,7 +198,7 @@ typedef struct {
 
 /* ---- the whole --------------------------------------------------------------------------------------------------- */
 
-typedef struct { uint64_t cycle, order; int32_t kind, pe, pc, a, b, c; } Fault;
+typedef struct { uint64_t cycle, order; int64_t a, b, c; int32_t kind, pe, pc; } Fault;
 typedef struct { uint64_t cycle; int64_t value; int32_t pe, kind, form, unused; } LogEntry; /* kind: SYS call */
 typedef struct { int32_t pe, port; Color *color; uint32_t outs; } Move;
 

@@ -93,7 +93,7 @@ static inline int64_t integer_operation(int op, int64_t a, int64_t b, int kind) 
     case SHL: return y < bits ? wrap((int64_t)(x << y), kind) : 0;
     default:
       if (kind == T_U64) return y < 64 ? (int64_t)(x >> y) : 0;
-      return y < bits ? a >> y : (a < 0 ? -1 : 0);
+      return y < bits ? wrap(a >> y, kind) : (a < 0 ? -1 : 0);
   }
 }
 

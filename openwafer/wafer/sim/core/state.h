@@ -57,17 +57,13 @@ static void fault_at(Sim *sim, Pe *pe, uint64_t cycle, int kind, int64_t a, int6
   uint64_t number = (uint64_t)(pe->number), order = (uint64_t)sim->phase << 40 | number;
   Fault *f = &sim->fault;
   if (f->kind && (f->cycle < cycle || (f->cycle == cycle && f->order <= order))) return;
-  *f = (Fault){cycle, order, kind, (int32_t)number, pc, (int32_t)a, (int32_t)b, (int32_t)c};
+  *f = (Fault){cycle, order, a, b, c, kind, (int32_t)number, pc};
 }
 
 static int fault(Sim *sim, Pe *pe, uint64_t now, int kind, int64_t a, int64_t b, int64_t c) {
   fault_at(sim, pe, now, kind, a, b, c, pe->acting >= 0 ? pe->acting : pe->pc);
-  sim->core_next[pe->number] = NEVER;
+  pe->failed = 1; /* it does nothing any more; the run ends when its cycle comes */
   return 0;
-}
-
-static inline int faulted(const Sim *sim, const Pe *pe) {
-  return sim->fault.kind && sim->pes + sim->fault.pe == pe;
 }
 
 /* ---- waking ------------------------------------------------------------------------------------------------------ */

@@ -288,7 +288,7 @@ static uint64_t run_local(Sim *sim, Pe *pe, uint64_t t, uint64_t until) {
     t += (uint64_t)step_operation(sim, pe, t, o);
     pe->busy++;
     if (is_done(o)) { pe->has_sync = 0; break; }
-    if (faulted(sim, pe)) break;
+    if (pe->failed) break;
   }
   return t;
 }
@@ -450,7 +450,7 @@ static void run_main(Sim *sim, Pe *pe, uint64_t now, uint64_t until) {
     pe->counted = t;
     pe->pc = following;
     t += cost;
-    if (faulted(sim, pe)) break;
+    if (pe->failed) break;
     if (t == now ? go && !can_issue(sim, pe, now) : t >= until) break;
   }
   pe->ready = t;
@@ -522,6 +522,7 @@ static uint64_t next_time(const Pe *pe, uint64_t now) {
 /* One issue of one thread, if any can; whether one did. */
 static int step_core(Sim *sim, Pe *pe) {
   uint64_t now = sim->now;
+  if (pe->failed) { sim->core_next[pe->number] = NEVER; return 0; }
   int picked = PICK_NONE, main = main_ready(sim, pe, now, &picked);
   if (!pe->threads_mask) {
     if (main) {
@@ -547,7 +548,7 @@ static int step_core(Sim *sim, Pe *pe) {
       else thread_step(sim, pe, now, chosen);
     }
   }
-  if (faulted(sim, pe)) { sim->core_next[pe->number] = NEVER; return 1; }
+  if (pe->failed) { sim->core_next[pe->number] = NEVER; return 1; }
   if (!main) sim->core_next[pe->number] = next_time(pe, now);
   else if (pe->threads_mask) sim->core_next[pe->number] = now + 1;
   else if (pe->has_sync || pe->running || pe->activated || pe->launches || pe->arrived)

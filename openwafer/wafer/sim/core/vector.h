@@ -12,8 +12,7 @@ static inline int is_output(const Source *s) { return s->dsd == FABOUT; }
 static void element_sizes(int op, uint8_t *sizes) {
   int size = 2;
   switch (op) {
-    case FADDHS: case FMACHS: sizes[0] = sizes[1] = 4; sizes[2] = 2; return;
-    case FSCALES: sizes[0] = sizes[1] = sizes[2] = 4; return;
+    case FADDHS: case FMACHS: case FSCALES: sizes[0] = sizes[1] = 4; sizes[2] = 2; return;
     case FH2S: case XP162FS: sizes[0] = 4; sizes[1] = sizes[2] = 2; return;
     case FS2H: case FS2XP16: sizes[0] = 2; sizes[1] = sizes[2] = 4; return;
     case MOV32: case FABSS: case FADDS: case FSUBS: case FMULS: case FMACS: case FMAXS: case FMOVS: case FNEGS:
@@ -90,7 +89,7 @@ static inline void advance(Source *s, int size) {
   for (int i = 1; i < s->dims; i++) {
     step = s->strides[i] * size;
     s->at += step;
-    if (++s->index[i] < s->extents[i] || i == s->dims - 1) return;
+    if (++s->index[i] < s->extents[i]) return;
     s->at -= s->index[i] * step;
     s->index[i] = 0;
   }
@@ -241,6 +240,7 @@ static inline int is_blocked(Sim *sim, Pe *pe, uint64_t now, const Operation *o,
 static uint32_t fifo_pop(Sim *sim, Pe *pe, uint64_t now, int number) {
   Fifo *f = &pe->fifos[number];
   const FifoRow *row = &pe->program->fifos[number];
+  if (!f->len) { fault(sim, pe, now, FAULT_ONE_ELEMENT, number, 0, 0); return 0; }
   uint32_t value = f->items[f->head];
   f->head = (f->head + 1) % (uint32_t)row->capacity;
   f->len--;
@@ -255,8 +255,9 @@ static void fifo_push(Sim *sim, Pe *pe, uint64_t now, int number, uint32_t value
   complete(sim, pe, now, &row->on_push);
 }
 
-static inline uint32_t take_input(Sim *sim, Pe *pe, const Source *s) {
+static inline uint32_t take_input(Sim *sim, Pe *pe, uint64_t now, const Source *s) {
   Color *color = input_of(sim, pe, s);
+  if (!color || !color->input.len) { fault(sim, pe, now, FAULT_ONE_WAVELET, color_in(sim, pe, s), 0, 0); return 0; }
   uint32_t data = pop(&color->input).data;
   if (!color->input.len) pe->arrived &= ~((uint32_t)1 << color->color);
   if (pe->queued >> color->color & 1) news(sim, pe, color->color, sim->now);
@@ -293,7 +294,7 @@ static inline uint32_t read_source(Sim *sim, Pe *pe, uint64_t now, Source *s, in
     case KIND_FIFO: return fifo_pop(sim, pe, now, s->fifo);
   }
   if (s == in->fabric) return cut(in->word, size);
-  if (is_input(s)) return cut(take_input(sim, pe, s), size);
+  if (is_input(s)) return cut(take_input(sim, pe, now, s), size);
   int64_t address = in->fabric && s->flags & INDEX_OFFSET_BIT ? (s->base + 2 * (int64_t)(in->word >> 16)) & 0xFFFF
                                                               : next_address(s);
   advance(s, size);
@@ -343,11 +344,12 @@ static inline int step_operation(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
     if (!o->is_local) {
       if (fifo_stops(pe, o)) { o->stopped = 1; break; }
       in.fabric = is_input(&o->src0) ? &o->src0 : is_input(&o->src1) ? &o->src1 : NULL;
-      if (in.fabric) in.word = take_input(sim, pe, in.fabric);
+      if (in.fabric) in.word = take_input(sim, pe, now, in.fabric);
     }
     if (o->has_sum) {
       uint32_t b = read_source(sim, pe, now, &o->src1, o->sizes[2], &in);
       uint32_t c = read_source(sim, pe, now, &o->scalar, o->sizes[2], &in);
+      if (is_memory(&o->src0) && (is_mac(o->op) || o->src1.kind != KIND_NONE)) advance(&o->src0, o->sizes[1]);
       if (is_mac(o->op)) o->sum = result_of(o->op, o->sum, b, c, &o->carry);
       else if (o->src1.kind != KIND_NONE) o->sum = result_of(o->op, o->sum, b, 0, &o->carry);
       else o->sum = result_of(o->op, read_source(sim, pe, now, &o->src0, o->sizes[1], &in), 0, 0, &o->carry);
@@ -402,7 +404,7 @@ static int64_t get_next(Sim *sim, Pe *pe, uint64_t now, Operation *o, int kind) 
   int size = size_of(kind);
   uint64_t value;
   if (o->dest.kind == KIND_FIFO) value = fifo_pop(sim, pe, now, o->dest.fifo);
-  else if (is_input(&o->dest)) value = take_input(sim, pe, &o->dest);
+  else if (is_input(&o->dest)) value = take_input(sim, pe, now, &o->dest);
   else value = read_memory(sim, pe, now, address_of(&o->dest, o->position, size), size);
   o->position++;
   if (size < 8) value &= ((uint64_t)1 << 8 * size) - 1;
