@@ -22,6 +22,7 @@ from openwafer.wafer.image import Image, Symbol, SymbolKind
 from openwafer.wafer.runtime.debug import dump_core
 from openwafer.wafer.sim.engine import Engine, Stop
 from openwafer.wafer.sim.load import make_engine
+from openwafer.wafer.sim.trace import TracingEngine
 
 MAX_CYCLES = 100_000_000
 SETTLE_CYCLES = 4096
@@ -117,6 +118,8 @@ class SdkRuntime:
         self._wait()
         self._running = False
         dump_core(self.image, engine, self._folder)
+        if isinstance(engine, TracingEngine):
+            engine.save()
         lines = [f"@{line.cycle} P{line.pe[0]}.{line.pe[1]}: {line.text}" for line in engine.log()]
         Path("sim.log").write_text("\n".join(lines) + "\n" * bool(lines))
         stats, seconds = engine.stats(), time.perf_counter() - self._started
