@@ -97,9 +97,7 @@ def _draw_color(axis: Axes, color: dict[str, Any], size: tuple[int, int], ink: s
                 sources += [(x, y)] * ("RAMP" in route[0] or "HOST" in route[0])
                 sinks += [(x, y)] * ("RAMP" in route[1] or "HOST" in route[1])
     thick = max(0.5, min(1.8, 24 / max(width, height)))
-    axis.add_collection(
-        LineCollection(dashed, colors=ink, linewidths=0.6 * thick, linestyles=[(0, (2, 2))], alpha=0.7)
-    )
+    axis.add_collection(LineCollection(dashed, colors=ink, linewidths=0.6 * thick, linestyles=[(0, (2, 2))], alpha=0.7))
     axis.add_collection(LineCollection(lines, colors=ink, linewidths=thick))
     axis.add_collection(PolyCollection(heads, facecolors=ink, edgecolors="none"))
     dot = max(2.0, min(60.0, 2600 / (max(width, height) ** 2)))

@@ -1,4 +1,4 @@
-"""How pictures of the wafer look. Colours: Okabe and Ito's, told apart by colour-blind eyes (jfly.uni-koeln.de/color)."""
+"""How pictures of the wafer look. Colours: Okabe and Ito's, told apart by colour-blind eyes (jfly.uni-koeln.de)."""
 
 from typing import Any
 

@@ -13,6 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 
+from openwafer.base.errors import RunError
 from openwafer.view.style import BLUE, FAINT, HEAT, IDLE, ORANGE, SKY, STYLE
 from openwafer.view.wafer_trace import KINDS, MAIN, Trace
 
@@ -21,6 +22,22 @@ MAX_DRAWN_LINKS = 48
 """Rectangles up to this many PEs a side have their links drawn one by one."""
 _LANE = {"task": SKY, "vector": BLUE, "stall": ORANGE}
 _HALF = 0.46
+
+
+def chosen_pes(trace: Trace, text: str) -> list[tuple[int, int]] | None:
+    """PEs from "0,0 3,1"; None where nothing, or all, is said.
+
+    Raises:
+        RunError: the trace has no events of one of them.
+    """
+    if text.strip() in ("", "all"):
+        return None
+    known = " ".join(f"{x},{y}" for x, y in trace.watched) or "none"
+    by_name = {f"{x},{y}": (x, y) for x, y in trace.watched}
+    for item in text.split():
+        if item not in by_name:
+            raise RunError(f"--pes: the trace has no events of PE {item}; it has those of {known}.")
+    return [by_name[item] for item in text.split()]
 
 
 def draw_trace(trace: Trace, out: Path, title: str = "trace", pes: list[tuple[int, int]] | None = None) -> None:

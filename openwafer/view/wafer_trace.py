@@ -1,4 +1,4 @@
-"""A trace of a wafer program: reads the .npz that the simulator's runtime wrote (its sim/trace.py says what is in it)."""
+"""A trace of a wafer program: reads the .npz that the simulator wrote (its sim/trace.py says what is in it)."""
 
 from __future__ import annotations
 

@@ -211,9 +211,7 @@ def _moved_on(program: Program, index: int, registers: Registers) -> Registers:
     return moved
 
 
-def _value(
-    program: Program, op: Op, kind: T, words: tuple[int, int, int], state: State
-) -> Number | KnownDsd | None:
+def _value(program: Program, op: Op, kind: T, words: tuple[int, int, int], state: State) -> Number | KnownDsd | None:
     """What an instruction leaves in its result slot; None: unknown."""
     _, b, c = words
     k = b | c << 16

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from openwafer.wafer.arch import ARCHITECTURES, MEMORY_BYTES, OPPOSITE, TEARDOWN_TASK_ID, Port
 from openwafer.wafer.describe import ports, rectangles
-from openwafer.wafer.flow import KnownDsd, State, states
 from openwafer.wafer.image import Image, Location, Program, SymbolKind, TaskKind
-from openwafer.wafer.isa import CONTROL_BIT, NO_COLOR, DsdKind, Kind, Op, Operand
+from openwafer.wafer.usage import Use, examine
 
 MEMORY_SHARE = 0.9
 """Above this share of the 48 KB a PE's memory counts as nearly full."""
@@ -53,26 +52,12 @@ KINDS = {
 }
 
 
-@dataclass
-class Use:
-    """What the code of one PE type does with colors, tasks and banks."""
-
-    sent: set[int] = field(default_factory=set)
-    received: set[int] = field(default_factory=set)
-    controls: bool = False  # sends control wavelets
-    activated: set[int] = field(default_factory=set)
-    any_task: bool = False  # activates a task known only at run time
-    any_color: bool = False  # uses a fabric DSD known only at run time
-    queue_colors: dict[tuple[str, int], set[int]] = field(default_factory=lambda: defaultdict(set))
-    conflicts: list[Finding] = field(default_factory=list)
-
-
 def lint(image: Image) -> list[Finding]:
     """All findings, those with a source place first."""
-    uses = [examine(image, number) for number in range(len(image.programs))]
+    uses = [examine(program, ARCHITECTURES[image.arch]) for program in image.programs]
     found = [
         *_routes(image), *_colors(image, uses), *_tasks(image, uses), *_queues(image, uses), *_memory(image),
-        *(finding for use in uses for finding in use.conflicts),
+        *_banks(image, uses),
     ]  # fmt: skip
     merged: dict[tuple, list[Place]] = {}
     for finding in found:
@@ -81,65 +66,8 @@ def lint(image: Image) -> list[Finding]:
     return sorted(made, key=lambda f: (f.place is None, str(f)))
 
 
-def examine(image: Image, number: int) -> Use:
-    """What a PE type does, from its tables and its code."""
-    program, arch = image.programs[number], ARCHITECTURES[image.arch]
-    use, pes = Use(), _places(image, number)
-    use.activated |= {task for task in range(32) if program.activated >> task & 1}
-    for task in program.tasks:
-        if task.kind == TaskKind.DATA:
-            color = program.input_queue_colors[task.id] if arch.data_task_is_queue else task.id
-            use.received |= {color} if color is not None else set()
-    completions = [v.completion for v in program.vectors] + [d.completion for d in program.dsr_loads]
-    completions += [load.completion for load, _ in program.initial_dsr_loads]
-    completions += [made for fifo in program.fifos for made in (fifo.on_push, fifo.on_pop)]
-    use.activated |= {made.activate for made in completions if made.activate is not None}
-    for _, slots in program.initial_dsr_loads:
-        _note_dsd(program, use, KnownDsd.of(slots))
-    for at, state in states(program):
-        _note_instruction(program, use, at, state, pes)
-    return use
-
-
 def _places(image: Image, number: int) -> tuple[Place, ...]:
     return tuple((int(x), int(y)) for y, x in zip(*(image.program_of == number).nonzero(), strict=True))
-
-
-def _note_instruction(program: Program, use: Use, at: int, state: State, pes: tuple[Place, ...]) -> None:
-    word, a, b, c = (int(w) for w in program.code[at])
-    op, k = Op(word >> 4), b | c << 16
-    if op == Op.LDK3:
-        first, second, third = (int(v) for v in program.constants[k : k + 3])
-        _note_dsd(program, use, KnownDsd.of((first, second, third)))
-    elif op == Op.ACTIVATE:
-        task = state.number(a).exact
-        use.any_task |= task is None
-        use.activated |= {task} if task is not None else set()
-    elif op == Op.VEC:
-        vector = program.vectors[k]
-        operands = (vector.dest, vector.src0, vector.src1)
-        use.any_color |= any(_unknown(state, operand) for operand in operands)
-        message = _conflict(program, vector.op.name, state, vector.src0, vector.src1)
-        if message:
-            use.conflicts.append(Finding("bank-conflict", message, pes, _location(program, at)))
-
-
-def _unknown(state: State, operand: Operand) -> bool:
-    return operand.kind == Kind.DSD and state.dsd(operand.value) is None
-
-
-def _note_dsd(program: Program, use: Use, dsd: KnownDsd) -> None:
-    if dsd.kind not in (DsdKind.FABIN, DsdKind.FABOUT):
-        return
-    is_input = dsd.kind == DsdKind.FABIN
-    queues = program.input_queue_colors if is_input else program.output_queue_colors
-    own = queues[dsd.queue] if dsd.queue < len(queues) else None
-    color = dsd.color if dsd.color != NO_COLOR else own
-    if color is None:
-        return
-    (use.received if is_input else use.sent).add(color)
-    use.queue_colors["input" if is_input else "output", dsd.queue].add(color)
-    use.controls |= bool(dsd.flags & CONTROL_BIT)
 
 
 def _location(program: Program, at: int) -> Location | None:
@@ -161,7 +89,9 @@ def _routes(image: Image) -> Iterator[Finding]:
                     if message:
                         yield Finding("dead-route", message, ((x, y),))
                 for rx, _ in positions:
-                    sides = [port for port in (*_STEP, Port.RAMP) if rx >> port & 1 and _may_come(image, (x, y), color, port)]
+                    sides = [
+                        port for port in (*_STEP, Port.RAMP) if rx >> port & 1 and _may_come(image, (x, y), color, port)
+                    ]
                     if len(sides) > 1:
                         names = " and ".join(port.name for port in sides)
                         yield Finding("two-sides", f"color {color} may come from {names} in the same cycle", ((x, y),))
@@ -215,50 +145,60 @@ def _colors(image: Image, uses: list[Use]) -> Iterator[Finding]:
     for color, same in names.items():
         if len(same) > 1:
             yield Finding("same-color", f"{' and '.join(same)} are all color {color}")
-    sent = {color for use in uses for color in use.sent}
-    from_host = {color for table in image.route_tables for color, route in table.items()
-                 if any(p is not None and p[0] >> Port.HOST & 1 for p in route.positions)}  # fmt: skip
-    unsure = any(use.any_color for use in uses)
-    swaps = any(route.swap for table in image.route_tables for route in table.values())
+    sent = {color for use in uses for color in use.sent} | _from_host(image)
+    unsure = any(use.any_color for use in uses) or any(r.swap for table in image.route_tables for r in table.values())
     height, width = image.program_of.shape
     for y in range(height):
         for x in range(width):
             number = int(image.program_of[y, x])
-            if number < 0:
-                continue
-            use, table = uses[number], image.route_tables[image.routes_of[y, x]]
-            for color, route in table.items():
-                to_core = any(p is not None and p[1] >> Port.RAMP & 1 for p in route.positions)
-                has_control = any(task.kind == TaskKind.CONTROL for task in image.programs[number].tasks)
-                if to_core and color not in use.received and not has_control and not use.any_color:
-                    yield Finding(
-                        "never-received", f"color {color} is delivered to a core with no task and no DSD for it", ((x, y),)
-                    )
-                if to_core and color not in sent | from_host and not unsure and not swaps:
+            for color in _to_core(image, x, y) if number >= 0 else ():
+                if not _takes(image.programs[number], uses[number], color):
+                    text = f"color {color} is delivered to a core with no task and no DSD for it"
+                    yield Finding("never-received", text, ((x, y),))
+                if color not in sent and not unsure:
                     yield Finding("never-sent", f"color {color} is delivered to a core and no PE sends it", ((x, y),))
+
+
+def _from_host(image: Image) -> set[int]:
+    """Colors that the host streams in."""
+    return {
+        color for table in image.route_tables for color, route in table.items()
+        if any(p is not None and p[0] >> Port.HOST & 1 for p in route.positions)
+    }  # fmt: skip
+
+
+def _to_core(image: Image, x: int, y: int) -> Iterator[int]:
+    for color, route in image.route_tables[image.routes_of[y, x]].items():
+        if any(p is not None and p[1] >> Port.RAMP & 1 for p in route.positions):
+            yield color
+
+
+def _takes(program: Program, use: Use, color: int) -> bool:
+    """Whether the core has something for a color; a control task takes any."""
+    has_control = any(task.kind == TaskKind.CONTROL for task in program.tasks)
+    return color in use.received or has_control or use.any_color
 
 
 # --- tasks, queues, memory ------------------------------------------------------------------------------------------
 
 
 def _tasks(image: Image, uses: list[Use]) -> Iterator[Finding]:
-    controls = any(use.controls or use.any_color for use in uses)
-    streams = any(p is not None and p[0] >> Port.HOST & 1
-                  for table in image.route_tables for route in table.values() for p in route.positions)  # fmt: skip
+    controls = bool(_from_host(image)) or any(use.controls or use.any_color for use in uses)
+    by_queue = ARCHITECTURES[image.arch].data_task_is_queue
     for number, (program, use) in enumerate(zip(image.programs, uses, strict=True)):
         for task in program.tasks:
-            name, pes = program.functions[task.function].name, _places(image, number)
-            place = _location(program, program.functions[task.function].entry)
+            function = program.functions[task.function]
+            why = None
             if task.kind == TaskKind.LOCAL and task.id != TEARDOWN_TASK_ID:
                 if task.id not in use.activated and not use.any_task:
-                    yield Finding("idle-task", f"task {name} has id {task.id} and nothing activates it", pes, place)
-            elif task.kind == TaskKind.CONTROL and not controls and not streams:
-                text = f"control task {name} has id {task.id} and no PE sends a control wavelet"
-                yield Finding("idle-task", text, pes, place)
-            elif task.kind == TaskKind.DATA and ARCHITECTURES[image.arch].data_task_is_queue:
-                if program.input_queue_colors[task.id] is None:
-                    text = f"data task {name} is bound to input queue {task.id}, which has no color"
-                    yield Finding("idle-task", text, pes, place)
+                    why = "nothing activates it"
+            elif task.kind == TaskKind.CONTROL and not controls:
+                why = "no PE sends a control wavelet"
+            elif task.kind == TaskKind.DATA and by_queue and program.input_queue_colors[task.id] is None:
+                why = "its input queue has no color"
+            if why:
+                text = f"{task.kind.name.lower()} task {function.name} has id {task.id} and {why}"
+                yield Finding("idle-task", text, _places(image, number), _location(program, function.entry))
 
 
 def _queues(image: Image, uses: list[Use]) -> Iterator[Finding]:
@@ -275,7 +215,9 @@ def _queues(image: Image, uses: list[Use]) -> Iterator[Finding]:
                 queues[color].append(queue)
         for color, same in queues.items():
             if len(same) > 1:
-                text = f"color {color} has input queues {' and '.join(map(str, same))}: only one of them gets its wavelets"
+                text = (
+                    f"color {color} has input queues {' and '.join(map(str, same))}: only one of them gets its wavelets"
+                )
                 yield Finding("shared-queue", text, pes)
 
 
@@ -291,42 +233,7 @@ def _memory(image: Image) -> Iterator[Finding]:
             yield Finding("memory", text, _places(image, number))
 
 
-# --- banks ----------------------------------------------------------------------------------------------------------
-
-
-def _conflict(program: Program, op: str, state: State, first: Operand, second: Operand) -> str | None:
-    """What to say if the two sources lie in one bank group in all of the first steps; docs/machine.md, VEC, Steps."""
-    a, b = _memory_dsd(state, first), _memory_dsd(state, second)
-    if a is None or b is None or min(a.base.bits, b.base.bits) < 3 or a.base == b.base:
-        return None
-    size = 4 if op.endswith("S") or op == "MOV32" else 2
-    same = [
-        (a.base.value + i * a.stride * size) >> 1 & 3 == (b.base.value + i * b.stride * size) >> 1 & 3 for i in range(4)
-    ]
-    if not all(same):
-        return None
-    names = [_variable(program, dsd) for dsd in (a, b)]
-    listed = f" {names[0]} and {names[1]}" if all(names) else " its two sources"
-    return (
-        f"@{op.lower()} reads{listed} from the same banks, so a step takes two cycles; move one of them by "
-        f"{'one word' if size == 4 else 'two elements'} (align(8), and a DSD that begins later)"
-    )
-
-
-def _memory_dsd(state: State, operand: Operand) -> KnownDsd | None:
-    found = None
-    if operand.kind == Kind.DSD:
-        found = state.dsd(operand.value)
-    elif operand.kind == Kind.DSR:
-        found = state.registers.get((operand.value >> 8, operand.value & 0xFF))
-    return found if found is not None and found.kind in (DsdKind.MEM1D, DsdKind.MEM4D) else None
-
-
-def _variable(program: Program, dsd: KnownDsd) -> str | None:
-    """The variable in which a DSD begins."""
-    address = dsd.base.exact
-    for symbol in program.symbols:
-        if address is not None and symbol.kind == SymbolKind.VARIABLE:
-            if symbol.value <= address < symbol.value + symbol.size_bytes:
-                return symbol.name
-    return None
+def _banks(image: Image, uses: list[Use]) -> Iterator[Finding]:
+    for number, (program, use) in enumerate(zip(image.programs, uses, strict=True)):
+        for at, message in use.conflicts:
+            yield Finding("bank-conflict", message, _places(image, number), _location(program, at))

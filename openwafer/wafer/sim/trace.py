@@ -1,7 +1,7 @@
 """The trace of a run: an engine that takes samples of another one as it goes, and the file they come to.
 
 The file is a .npz that needs nothing else to be read (view/wafer_trace.py does). Arrays:
-  meta      one JSON text as bytes: version, arch, width, height, programs: names, names: of events, watched: [[x, y], ...]
+  meta      one JSON text as bytes: version, arch, width, height, programs: names, names: of events, watched: PEs
   cycles    [n + 1] int64: where slices begin and end
   busy      [n, height, width] uint32: cycles of the slice in which a PE issued
   links     [n, height, width, 4] uint32: wavelets of the slice that left to NORTH, SOUTH, EAST, WEST
@@ -213,19 +213,20 @@ def a_few(size: tuple[int, int]) -> list[tuple[int, int]]:
     return list(dict.fromkeys(places))
 
 
-def traced(engine: Engine) -> Engine:
-    """The engine itself, or, where the environment asks for a trace, one that writes it.
+def traced(engine: Engine, path: Path | None = None) -> Engine:
+    """The engine itself, or, with a path or where the environment asks for a trace, one that writes it.
 
     OPENWAFER_TRACE: the file. OPENWAFER_TRACE_PES: "0,0 3,1" or "all". OPENWAFER_TRACE_INTERVAL: cycles of a slice.
     """
-    path = os.environ.get("OPENWAFER_TRACE")
-    if not path:
+    asked = os.environ.get("OPENWAFER_TRACE")
+    if path is None and not asked:
         return engine
+    path = path or Path(asked or "")
     pes = parse_pes(os.environ.get("OPENWAFER_TRACE_PES", ""), engine.image.size)
     text = os.environ.get("OPENWAFER_TRACE_INTERVAL", "")
     if text and not (text.isdecimal() and int(text)):
         raise TraceError(f'OPENWAFER_TRACE_INTERVAL="{text}": expected a number of cycles such as 100')
-    return TracingEngine(engine, Path(path).resolve(), pes, int(text) if text else None)
+    return TracingEngine(engine, path.resolve(), pes, int(text) if text else None)
 
 
 def parse_pes(text: str, size: tuple[int, int]) -> list[tuple[int, int]] | None:
