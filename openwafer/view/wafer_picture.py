@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
@@ -97,7 +98,7 @@ def _draw_moments(figure: SubFigure, trace: Trace) -> None:
     axes[0, 0].set_ylabel("PEs")
     axes[1, 0].set_ylabel("links")
     for row, (norm, label) in enumerate(zip(norms, ("cycles that issue", "wavelets a cycle"), strict=True)):
-        mappable = matplotlib.cm.ScalarMappable(norm, HEAT)
+        mappable = ScalarMappable(norm, HEAT)
         figure.colorbar(mappable, ax=list(axes[row]), label=label, pad=0.01, aspect=14)
 
 
