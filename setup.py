@@ -4,6 +4,8 @@ Each is plain C with a C ABI, loaded through ctypes. Without a compiler setuptoo
 pure-torch path gives the same results, slower.
 """
 
+from glob import glob
+
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -29,7 +31,15 @@ setup(
             libraries=["m"],
             extra_compile_args=FLAGS,
             optional=True,
-        )
+        ),
+        Extension(
+            "openwafer.wafer.sim._core",
+            sources=["openwafer/wafer/sim/core/core.c"],
+            depends=glob("openwafer/wafer/sim/core/*.h"),
+            libraries=["m"],
+            extra_compile_args=[*FLAGS, "-fvisibility=hidden"],
+            optional=True,
+        ),
     ],
     cmdclass={"build_ext": BuildKernels},
 )

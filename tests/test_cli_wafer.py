@@ -86,7 +86,8 @@ def test_info(out, capsys):
     assert wafer(capsys, "info", "out", "--pe", "2,2")[2] == "openwafer: --pe=2,2: x is 0 to 1, y is 0 to 2\n"
 
 
-def test_trace_of_a_script_and_of_a_file(out, capfd):
+def test_trace_of_a_script_and_of_a_file(out, capfd, monkeypatch):
+    monkeypatch.setenv("OPENWAFER_ENGINE", "reference")  # the one that notes events of single PEs
     code = cli.main(["wafer", "trace", str(EXAMPLE / "run.py"), "--name", "out"])
     text = capfd.readouterr().out
     assert code == 0

@@ -87,6 +87,8 @@ class Op(IntEnum):
     SYS = 49  # system call c with slots a, b, see Sys
     ASSERT = 50  # run-time error messages[k] if r[a] == 0
     RAND16 = 51  # r[a] = 16 random bits
+    TSCST = 52  # memory[r[a]..r[a]+5] = the cycle counter, three words of 16 bits, the lowest first
+    DSRPRE = 53  # a DSDs go into registers ahead of a loop: takes its time and does nothing else
 
 
 class Block(IntEnum):
@@ -285,6 +287,7 @@ class Vector:
         microthread: id, or None: the queue of the fabric destination, else of the first fabric source, else 7
         priority: of the microthread
         index: slot that holds `.index` (wavelet index, in 16-bit words), or None
+        loads: DSDs that are put into registers when it starts; the others stand there since before the loop
     """
 
     op: V
@@ -297,6 +300,7 @@ class Vector:
     microthread: int | None = None
     priority: Priority = Priority.MEDIUM
     index: int | None = None
+    loads: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ callee's window at the end of the frame. Only what can be reached from tasks, sy
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,7 +113,9 @@ class _Reached:
             if not type(item).__module__.endswith("csl.ir") or id(item) in self._seen:
                 continue
             self._seen.add(id(item))
-            if isinstance(item, ir.Function):
+            if isinstance(item, ir.Call) and _is_inlined(item.function):
+                stack += [item.arguments, item.function.body]
+            elif isinstance(item, ir.Function):
                 self.functions.append(item)
                 stack.append(item.body)
             elif isinstance(item, ir.Variable):
@@ -170,6 +173,75 @@ def _check_stack(functions: list[ir.Function], made: list[image.Function]) -> No
             )
 
 
+MAX_INLINED = 6
+MAX_RESIDENT = 12
+"""DSDs that stay in registers through a loop; chosen."""
+
+
+def _nodes(root: Any) -> Iterable[Any]:
+    """Every IR node below `root`, without other functions, variables and locals."""
+    stack, seen = [root], set()
+    while stack:
+        item = stack.pop()
+        if isinstance(item, list | tuple):
+            stack += item
+        elif type(item).__module__.endswith("csl.ir") and hasattr(item, "__dict__") and id(item) not in seen:
+            seen.add(id(item))
+            yield item
+            if not isinstance(item, ir.Function | ir.Variable | ir.Local | ir.Break | ir.Continue):
+                stack += vars(item).values()
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_inlined(function: ir.Function) -> bool:
+    """Whether calls of a function become its body: a few statements, straight through, that call nothing."""
+    body = function.body
+    if len(body) > MAX_INLINED or any(isinstance(s, ir.Return) for s in body[:-1]):
+        return False
+    last = body[-1].value if body and isinstance(body[-1], ir.Return) else None
+    if any(isinstance(n, ir.Call | ir.Loop | ir.IterLoop | ir.Return | ir.IterOpen) for n in _nodes(body[:-1])):
+        return False
+    if body and not isinstance(body[-1], ir.Return):
+        return not any(isinstance(n, ir.Call | ir.Loop | ir.IterLoop | ir.Return) for n in _nodes(body[-1]))
+    return not any(isinstance(n, ir.Call) for n in _nodes(last))
+
+
+def _dsd_operands(node: ir.VectorOp) -> list[tuple[str, ir.Expr]]:
+    roles = ("dest", "src0", "src1", "scalar")
+    operands = ((role, getattr(node, role)) for role in roles)
+    return [(role, o.value) for role, o in operands if o is not None and o.kind == ir.OperandKind.DSD]
+
+
+def _key(expr: ir.Expr) -> Any:
+    """What tells whether two operands are one DSD; None: it is made anew each time."""
+    if isinstance(expr, ir.GetLocal):
+        return expr.local
+    if isinstance(expr, ir.DsdValue):
+        base = (expr.base.variable, expr.base.offset) if expr.base is not None else None
+        return (expr.kind, base, expr.extents, expr.strides, expr.queue, expr.color, expr.flags)
+    if isinstance(expr, ir.Load) and isinstance(expr.address, ir.Address):
+        return (expr.address.variable, expr.address.offset + expr.offset)
+    return None
+
+
+def _changed(loop: ir.Loop) -> tuple[set[Any], bool]:
+    """Locals and variables that a loop sets, and whether it calls what could set others."""
+    changed: set[Any] = set()
+    calls = False
+    for node in _nodes([loop.body, loop.step, loop.condition]):
+        if isinstance(node, ir.SetLocal):
+            changed.add(node.local)
+        elif isinstance(node, ir.Store | ir.CopyBytes):
+            target = node.address if isinstance(node, ir.Store) else node.target
+            if isinstance(target, ir.Address):
+                changed.add(target.variable)
+            elif isinstance(node, ir.CopyBytes) or node.type == ir.Special.DSD:
+                calls = True
+        elif isinstance(node, ir.Call):
+            calls = True
+    return changed, calls
+
+
 def _callees(function: ir.Function) -> list[ir.Function]:
     found, stack, seen = [], [function.body], set()
     while stack:
@@ -178,6 +250,9 @@ def _callees(function: ir.Function) -> list[ir.Function]:
             stack += item
         elif type(item).__module__.endswith("csl.ir") and id(item) not in seen and hasattr(item, "__dict__"):
             seen.add(id(item))
+            if isinstance(item, ir.Call) and _is_inlined(item.function):
+                stack += item.arguments
+                continue
             if isinstance(item, ir.Function):
                 found.append(item)
                 continue
@@ -270,6 +345,8 @@ class _Function:
         self.jumps: list[tuple[int, int]] = []
         self.labels: list[int | None] = []
         self.loops: dict[ir.Loop, tuple[int, int]] = {}
+        self.resident: set[tuple[int, str]] = set()
+        """Operands of vector operations, (id, role), whose DSD is in a register since before a loop."""
         self.place = -1
 
     def size(self) -> int:
@@ -496,6 +573,9 @@ class _Function:
 
     def call(self, expr: ir.Call, target: int) -> None:
         """Arguments go to the window above everything in use, the result comes from its start."""
+        if _is_inlined(expr.function):
+            self.inline(expr, target)
+            return
         width = max(sum(_width(a.type) for a in expr.arguments), _width(expr.type))
         window = self.take(width)
         at = window
@@ -514,6 +594,27 @@ class _Function:
         self.wide(Op.CALL, window, self.index[expr.function])
         if _width(expr.type) and target != window:
             self.emit(Op.MOV3 if _width(expr.type) == 3 else Op.MOV, target, window)
+
+    def inline(self, expr: ir.Call, target: int) -> None:
+        """The body in place of the call; its arguments and locals are new ones each time."""
+        function, before = expr.function, dict(self.slots)
+        values = [
+            (p, self.value(a, self.take(_width(a.type))))
+            for p, a in zip(function.parameters, expr.arguments, strict=True)
+        ]
+        for parameter, slot in values:
+            self.slots[parameter] = slot
+        *body, last = function.body or [None]
+        self.statements(body)
+        if isinstance(last, ir.Return):
+            if last.value is not None:
+                self.value(last.value, target if _width(expr.type) else None)
+        elif last is not None:
+            self.statement(last)
+        own = set(self.slots) - set(before)
+        inside = {n.local for n in _nodes(function.body) if isinstance(n, ir.SetLocal | ir.GetLocal)}
+        for local in own & (inside | set(function.parameters)):
+            del self.slots[local]
 
     def sequence(self, expr: ir.Sequence, target: int) -> None:
         self.statements(expr.statements)
@@ -611,6 +712,7 @@ class _Function:
         """The condition stands at the end, so that a round has one jump."""
         start, step, test, end = self.label(), self.label(), self.label(), self.label()
         self.loops[node] = step, end
+        self.hoist(node)
         endless = isinstance(node.condition, ir.Const) and bool(node.condition.value)
         if not endless:
             self.jump(Op.JMP, 0, test)
@@ -625,6 +727,27 @@ class _Function:
             slot = self.value(node.condition)
             self.jump(Op.JNZ, slot, start)
         self.put(end)
+
+    def hoist(self, node: ir.Loop) -> None:
+        """DSDs that the loop does not change go into registers once, before it."""
+        vectors = [n for n in _nodes(node.body) if isinstance(n, ir.VectorOp)]
+        if not vectors:
+            return
+        changed, calls = _changed(node)
+        found: set[Any] = set()
+        for vector in vectors:
+            for role, expr in _dsd_operands(vector):
+                key = _key(expr)
+                if key is None or (id(vector), role) in self.resident or len(found | {key}) > MAX_RESIDENT:
+                    continue
+                if isinstance(expr, ir.GetLocal) and key in changed:
+                    continue
+                if isinstance(expr, ir.Load) and (calls or key[0] in changed):
+                    continue
+                self.resident.add((id(vector), role))
+                found.add((key, role))
+        if found:
+            self.emit(Op.DSRPRE, len(found))
 
     def leave(self, node: ir.Break | ir.Continue) -> None:
         step, end = self.loops[node.loop]
@@ -672,7 +795,7 @@ class _Function:
         index = self.value(node.index) if node.index is not None else None
         made = isa.Vector(
             node.op, dest, src0, src1, scalar, node.is_async, _completion(node.completion), node.microthread,
-            node.priority, index,
+            node.priority, index, sum((id(node), role) not in self.resident for role, _ in _dsd_operands(node)),
         )  # fmt: skip
         vectors = self.tables.vectors
         number = vectors.index(made) if made in vectors else len(vectors)
@@ -704,6 +827,11 @@ class _Function:
         second = self.value(node.second) if node.second is not None else 0
         self.at(node.place)
         self.emit(Op.SYS, first, second, node.sys)
+
+    def store_counter(self, node: ir.StoreCounter) -> None:
+        slot = self.value(node.address)
+        self.at(node.place)
+        self.emit(Op.TSCST, slot)
 
     def write_config(self, node: ir.WriteConfig) -> None:
         address, value = self.value(node.address), self.value(node.value)
@@ -780,6 +908,7 @@ _STATEMENTS: dict[type, Any] = {
     ir.TaskBit: _Function.task_bit,
     ir.SysCall: _Function.sys,
     ir.WriteConfig: _Function.write_config,
+    ir.StoreCounter: _Function.store_counter,
     ir.IterOpen: _Function.iter_open,
     ir.IterPut: _Function.iter_put,
     ir.IterLoop: _Function.iter_loop,

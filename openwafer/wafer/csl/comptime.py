@@ -21,8 +21,10 @@ class ComptimeError(Exception):
     """An operation has no result; the walker adds the place."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Const:
+    """Never changed once made; not frozen because layouts make millions."""
+
     type: Type
     value: Any
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from openwafer.wafer.arch import ARCHITECTURES, NUM_COLORS
 from openwafer.wafer.csl.codegen import ResourceError, generate
 from openwafer.wafer.csl.diagnostics import CompileFailed, CslError, Diagnostic
 from openwafer.wafer.csl.ir import ColorConfig
-from openwafer.wafer.csl.placement import Placement, TileCode
+from openwafer.wafer.csl.placement import Placement
 from openwafer.wafer.csl.sema import Compilation, analyze_layout, analyze_program
 from openwafer.wafer.image import Image, Program, Route
 
@@ -39,6 +40,16 @@ def compile_file(
     Raises:
         CompileFailed: the program has errors; the text shows them with their source lines.
     """
+    collects = gc.isenabled()
+    gc.disable()  # a compilation makes millions of small objects and no cycles worth a search
+    try:
+        return _compile(path, options, progress)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _compile(path: Path, options: Options, progress: Callable[[int, int], None]) -> Image:
     compilation = Compilation(ARCHITECTURES[options.arch], options.import_paths, options.max_iterations)
     compilation.fabric, compilation.offset = options.fabric or (0, 0), options.offset
     try:
@@ -58,29 +69,29 @@ def _image(
     compilation: Compilation, placement: Placement, options: Options, params: dict[str, str], progress: Callable
 ) -> Image:
     width, height = placement.size
-    tiles: dict[TileCode, int] = {}
+    number_of: dict[int, int] = {}
     programs: list[Program] = []
     local: list[dict[int, ColorConfig]] = []
     program_of = np.full((height, width), -1, np.int32)
     tables: dict[tuple, int] = {}
     routes: list[dict[int, Route]] = []
     routes_of = np.zeros((height, width), np.int32)
-    distinct = list(dict.fromkeys(placement.tiles.values()))
-    for number, tile in enumerate(distinct):
+    distinct = {id(tile): tile for tile in placement.tiles.values()}
+    for number, tile in enumerate(distinct.values()):
         progress(number, len(distinct))
         made = analyze_program(compilation, tile)
-        tiles[tile] = len(programs)
+        number_of[id(tile)] = len(programs)
         programs.append(generate(made))
-        local.append(made.colors)
+        local.append({color: placement.known.setdefault(c, c) for color, c in made.colors.items()})
     for y in range(height):
         for x in range(width):
-            index = tiles[placement.tiles[x, y]]
+            index = number_of[id(placement.tiles[x, y])]
             program_of[y, x] = index
-            merged = {**local[index], **placement.colors.get((x, y), {})}
-            key = tuple(sorted(merged.items()))
+            merged = sorted({**local[index], **placement.colors.get((x, y), {})}.items())
+            key = tuple((color, id(config)) for color, config in merged)
             if key not in tables:
                 tables[key] = len(routes)
-                routes.append({color: route for color, c in key if (route := _route(c, color, (x, y))) is not None})
+                routes.append({color: route for color, c in merged if (route := _route(c, color, (x, y))) is not None})
             routes_of[y, x] = tables[key]
     return Image(
         options.arch, options.fabric or placement.size, options.offset, placement.size, tuple(programs), program_of,

@@ -441,6 +441,14 @@ class WriteConfig:
 
 
 @dataclass(eq=False)
+class StoreCounter:
+    """The cycle counter into three words at an address."""
+
+    address: Expr
+    place: Location | None = None
+
+
+@dataclass(eq=False)
 class IterOpen:
     """Opens iterator 0 to 7 over an operand; a scalar operand has no iterator."""
 
@@ -467,7 +475,7 @@ class IterLoop:
 
 Stmt = (
     SetLocal | Store | StoreIndexed | CopyBytes | Evaluate | If | Loop | Break | Continue | Return | Assert | VectorOp
-    | LoadDsr | TaskBit | SysCall | WriteConfig | IterOpen | IterPut | IterLoop
+    | LoadDsr | TaskBit | SysCall | WriteConfig | StoreCounter | IterOpen | IterPut | IterLoop
 )  # fmt: skip
 
 

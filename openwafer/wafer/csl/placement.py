@@ -18,9 +18,16 @@ class TileCode:
 
 @dataclass
 class Placement:
-    """Filled by the layout's builtins; coordinates within the rectangle."""
+    """Filled by the layout's builtins; coordinates within the rectangle. Equal tiles or routes are one object."""
 
     size: tuple[int, int] = (0, 0)
     tiles: dict[tuple[int, int], TileCode] = field(default_factory=dict)
     colors: dict[tuple[int, int], dict[int, ColorConfig]] = field(default_factory=dict)
     exports: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    known: dict[Any, Any] = field(default_factory=dict)
+
+    def put(self, x: int, y: int, tile: TileCode) -> None:
+        self.tiles[x, y] = self.known.setdefault(tile, tile)
+
+    def route(self, x: int, y: int, color: int, config: ColorConfig) -> None:
+        self.colors.setdefault((x, y), {})[color] = self.known.setdefault(config, config)

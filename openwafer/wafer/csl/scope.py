@@ -118,9 +118,8 @@ class Frame:
     depth: int = 0
     name: str = ""
 
-    @property
-    def is_comptime(self) -> bool:
-        return self.out is None
+    def __post_init__(self) -> None:
+        self.is_comptime = self.out is None
 
     def lookup(self, name: str) -> Any:
         for scope in reversed(self.scopes):
@@ -130,6 +129,8 @@ class Frame:
 
     def comptime(self) -> Frame:
         """The same names, nothing emitted."""
+        if self.out is None:
+            return self
         return Frame(self.instance, self.scopes, None, frozenset(), None, [], self.depth, self.name)
 
 

@@ -7,6 +7,7 @@ parameters are equal; files are parsed once a compilation.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,11 +59,16 @@ from openwafer.wafer.isa import Op, T
 LIBRARY = Path(__file__).parents[1] / "lib"
 MAX_CALLS = 200
 RANGE = ty.Simple("range")
-_PORTS = {"NORTH": 0, "SOUTH": 1, "EAST": 2, "WEST": 3, "RAMP": 4}
+_PORTS = {
+    name: Const(ty.DIRECTION, port)
+    for name, port in (("NORTH", 0), ("SOUTH", 1), ("EAST", 2), ("WEST", 3), ("RAMP", 4))
+}
+_NAMED_TYPES = {name: Const(ty.TYPE, kind) for name, kind in ty.NAMED.items()}
 _RUNTIME = {
     "+": Op.ADD, "-": Op.SUB, "*": Op.MUL, "/": Op.DIV, "%": Op.REM, "&": Op.AND, "|": Op.OR, "^": Op.XOR,
     "<<": Op.SHL, ">>": Op.SHR,
 }  # fmt: skip
+_integer_literal = functools.lru_cache(maxsize=1024)(functools.partial(Const, ty.COMPTIME_INT))
 _COMPARISONS = {"==": Op.EQ, "!=": Op.NE, "<": Op.LT, "<=": Op.LE, ">": Op.LT, ">=": Op.LE}
 
 
@@ -267,9 +273,9 @@ class Sema:
             found = self.global_name(frame.instance, node.text, node.span)
         if found is None:
             if node.text in ty.NAMED:
-                return Const(ty.TYPE, ty.NAMED[node.text])
+                return _NAMED_TYPES[node.text]
             if node.text in _PORTS:
-                return Const(ty.DIRECTION, _PORTS[node.text])
+                return _PORTS[node.text]
             if node.text == "undefined":
                 return Const(ty.Simple("undefined"), None)
             sized = _sized_int(node.text)
@@ -412,7 +418,7 @@ class Sema:
     def type(self, frame: Frame, node: ast.Expr) -> Type:
         inner = frame.comptime()
         value = self.load(inner, self.expr(inner, node), node.span)
-        if isinstance(value, Const) and value.type == ty.TYPE:
+        if isinstance(value, Const) and (value.type is ty.TYPE or value.type == ty.TYPE):
             return value.value
         raise CslError(node.span, f"expected a type, found a value of type {value.type}")
 
@@ -490,7 +496,7 @@ class Sema:
     def coerce(self, value: Value, want: Type, span: Span) -> Value:
         """The value as one of another type, where CSL does that by itself."""
         have = value.type
-        if have == want or want in (ty.ANYTYPE,):
+        if have is want or have == want or want == ty.ANYTYPE:
             return value
         if isinstance(value, Const):
             converted = self.coerce_const(value, want, span)
@@ -570,7 +576,7 @@ class Sema:
 
     def literal(self, frame: Frame, node: ast.Expr, want: Type | None) -> Const:
         if isinstance(node, ast.IntLiteral):
-            return Const(ty.COMPTIME_INT, node.value)
+            return _integer_literal(node.value)
         if isinstance(node, ast.FloatLiteral):
             return Const(ty.COMPTIME_FLOAT, float(node.text))
         if isinstance(node, ast.BoolLiteral):

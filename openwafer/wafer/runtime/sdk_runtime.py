@@ -104,7 +104,7 @@ class SdkRuntime:
     def load(self, trace: Path | None = None) -> None:
         """Put the program on the simulated wafer; with `trace`, or OPENWAFER_TRACE set, record one into that file."""
         self._started = time.perf_counter()
-        self._engine = make_engine(self.image, trace)
+        self._engine = make_engine(self.image, trace=trace)
 
     def run(self) -> None:
         """Start it."""

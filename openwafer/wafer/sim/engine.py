@@ -9,6 +9,7 @@ from enum import StrEnum
 import numpy as np
 
 from openwafer.base.errors import OpenwaferError
+from openwafer.wafer.arch import MEMORY_BYTES
 from openwafer.wafer.image import Image, Location
 
 
@@ -87,6 +88,14 @@ class Stats:
     """[height, width, 4]: wavelets that left to NORTH, SOUTH, EAST, WEST."""
 
 
+def check_address(address: int, num_bytes: int) -> None:
+    """Raises ValueError unless the bytes lie in the memory of a PE."""
+    if address < 0 or num_bytes < 0 or address + num_bytes > MEMORY_BYTES:
+        raise ValueError(
+            f"{num_bytes} bytes at address {address} are not all in a PE's memory, 0 to {MEMORY_BYTES - 1}"
+        )
+
+
 class Engine(ABC):
     """One loaded image and its time. x counts columns from 0 within the program rectangle, y rows."""
 
@@ -104,6 +113,20 @@ class Engine(ABC):
 
     @abstractmethod
     def write(self, x: int, y: int, address: int, data: bytes) -> None: ...
+
+    def read_block(self, x: int, y: int, addresses: np.ndarray, num_bytes: int) -> np.ndarray:
+        """Memory of a rectangle of PEs from (x, y): addresses [height, width] -> uint8 [height, width, num_bytes]."""
+        height, width = addresses.shape
+        rows = [
+            self.read(x + dx, y + dy, int(addresses[dy, dx]), num_bytes) for dy in range(height) for dx in range(width)
+        ]
+        return np.frombuffer(b"".join(rows), np.uint8).reshape(height, width, num_bytes)
+
+    def write_block(self, x: int, y: int, addresses: np.ndarray, blocks: np.ndarray) -> None:
+        """The reverse: uint8 [height, width, num_bytes]."""
+        for dy, row in enumerate(addresses):
+            for dx, address in enumerate(row):
+                self.write(x + dx, y + dy, int(address), blocks[dy, dx].tobytes())
 
     @abstractmethod
     def launch(self, x: int, y: int, width: int, height: int, functions: np.ndarray, arguments: np.ndarray) -> None:

@@ -92,6 +92,8 @@ def wrap(value: int, kind: T) -> int:
 def integer_operation(op: Op, a: int, b: int, kind: T) -> int:
     """Two integers of one type; raises ZeroDivisionError."""
     bits = SIZE_BYTES[kind] * 8
+    if kind == T.U64:
+        a, b = a & (1 << 64) - 1, b & (1 << 64) - 1
     if op == Op.ADD:
         return wrap(a + b, kind)
     if op == Op.SUB:
@@ -117,6 +119,8 @@ def integer_operation(op: Op, a: int, b: int, kind: T) -> int:
 
 def compare(op: Op, a: int, b: int, kind: T) -> int:
     """EQ NE LT LE."""
+    if kind == T.U64:
+        a, b = a & (1 << 64) - 1, b & (1 << 64) - 1
     x, y = (to_number(a, FLOATS[kind]), to_number(b, FLOATS[kind])) if kind in FLOATS else (a, b)
     if op == Op.EQ:
         return int(x == y)
@@ -136,9 +140,20 @@ def convert(value: int, source: T, target: T) -> int:
         if number != number:
             return 0
         return low if number <= low else high if number >= high else int(number)
+    if source == T.U64:
+        value &= (1 << 64) - 1
     if target in FLOATS:
         width = FLOATS[target]
         if abs(value) < 1 << 53:
             return to_bits(float(value), width)
         return to_bits(_odd(Fraction(value), float(value)) if int(float(value)) != value else float(value), width)
     return wrap(value, target)
+
+
+def formatted(value: int, form: int) -> str:
+    """A value in the format of Sys.LOG_VALUE."""
+    if form == 1:
+        return f"{value & 0xFFFFFFFF:#x}"
+    if form == 2:
+        return f"{to_number(value, 32):g}"
+    return str(value)

@@ -13,10 +13,10 @@ import numpy as np
 from openwafer.wafer import isa
 from openwafer.wafer.arch import ARCHITECTURES, MEMORY_BYTES, OPPOSITE, TEARDOWN_TASK_ID, Port
 from openwafer.wafer.image import FilterKind, Image, Location, Pop, Program, Route, TaskKind
-from openwafer.wafer.isa import Block, DsdKind, Kind, Op, Sys, T, V
+from openwafer.wafer.isa import Block, Kind, Op, Sys, T
 from openwafer.wafer.sim import numerics
-from openwafer.wafer.sim.engine import Engine, Event, LogLine, SimulationError, Stats, Stop, Wait
-from openwafer.wafer.sim.vector import Operation, Source
+from openwafer.wafer.sim.engine import Engine, Event, LogLine, SimulationError, Stats, Stop, Wait, check_address
+from openwafer.wafer.sim.vector import Operation
 from openwafer.wafer.sim.watch import Watch
 
 STACK_SLOTS = 4096
@@ -92,6 +92,7 @@ class Pe:
         self.line = ""
         self.busy = 0
         self.watch: Watch | None = None
+        self.acting: Operation | None = None
         if program is not None:
             self.load(program)
 
@@ -117,7 +118,8 @@ class Pe:
         return program.places[index] if index >= 0 else None
 
     def fail(self, kind: str, message: str) -> SimulationError:
-        return SimulationError(kind, message, (self.x, self.y), self.engine.now, self.place())
+        place = self.acting.place if self.acting is not None else self.place()
+        return SimulationError(kind, message, (self.x, self.y), self.engine.now, place)
 
     def read(self, address: int, size: int) -> int:
         self.check(address, size)
@@ -207,26 +209,42 @@ class Pe:
             thread = self.start_of(b | c << 16)
             return thread is None or self.threads[thread] is None
         if kind in (Op.IGET, Op.IPUT):
-            it = self.iterators[b if kind == Op.IGET else a]
-            return it.can_step(self, now)
+            return self.iterators[b if kind == Op.IGET else a].stuck(self, now, kind == Op.IPUT) is None
         return True
+
+    def main_waits(self, now: int) -> tuple[str, Location | None]:
+        """What the main thread waits for, and where."""
+        assert self.program is not None
+        if self.sync is not None:
+            return self.sync.blocked_on(self), self.sync.place
+        word, a, b, _ = (int(w) for w in self.program.code[self.pc])
+        what = None
+        if word >> 4 in (Op.IGET, Op.IPUT):
+            what = self.iterators[b if word >> 4 == Op.IGET else a].stuck(self, now, word >> 4 == Op.IPUT)
+        return what or "its turn", self.place()
 
     def thread_step(self, number: int, now: int) -> None:
         thread = self.threads[number]
         assert thread is not None
+        self.acting = thread
         self.next_issue[number] = now + thread.step(self, now)
         if thread.done:
             self.threads[number] = None
             self.complete(thread.completion)
+        self.acting = None
 
     def main_step(self, now: int) -> None:
         if self.sync is not None:
+            self.acting = self.sync
             self.ready = now + self.sync.step(self, now)
+            self.acting = None
             if self.sync.done:
                 self.sync = None
             return
         if self.running:
             self.instruction(now)
+            while self.ready == now and self.running and self.can_issue(now):
+                self.instruction(now)
             return
         picked = self.pick(now)
         assert picked is not None
@@ -327,11 +345,14 @@ class Pe:
             r[fp + a : fp + a + 3] = r[fp + b : fp + b + 3]
         elif op == Op.LDI:
             r[fp + a] = k - (1 << 32) if k >> 31 else k
+            cost = timing["immediate"]
         elif op == Op.LDK:
             value = int(program.constants[k])
             r[fp + a] = value - (1 << 64) if value >> 63 else value
+            cost = timing["immediate"]
         elif op == Op.LDK3:
             r[fp + a : fp + a + 3] = [int(v) for v in program.constants[k : k + 3]]
+            cost = timing["immediate"]
         elif Op.ADD <= op <= Op.SHR:
             r[fp + a], cost = self.arithmetic(Op(op), r[fp + b], r[fp + c], T(kind))
         elif op == Op.ADDI:
@@ -353,6 +374,8 @@ class Pe:
             if (r[fp + a] == 0) == (op == Op.JZ):
                 following, cost = k, timing["branch"]
         elif op == Op.CALL:
+            if len(self.calls) >= STACK_SLOTS:
+                raise self.fail("StackOverflow", f"calls need more than {STACK_SLOTS} slots")
             self.calls.append((self.pc + 1, fp))
             self.fp = fp + a
             made = program.functions[k]
@@ -401,6 +424,12 @@ class Pe:
         elif op == Op.TSC:
             r[fp + a] = now
             cost = timing["timestamp"]
+        elif op == Op.TSCST:
+            for word in range(3):
+                self.write(r[fp + a] + 2 * word, 2, now >> 16 * word)
+            cost = timing["timestamp"]
+        elif op == Op.DSRPRE:
+            cost = a * timing["dsd_load"]
         elif op == Op.CFGRD:
             r[fp + a] = {0xFFF0: self.x, 0xFFF1: self.y}.get(r[fp + b], 0)
             cost = timing["config"]
@@ -478,11 +507,10 @@ class Pe:
         vector = self.program.vectors[index]
         operation = Operation.vector(self, vector)
         timing = self.engine.timing
-        operands = (vector.dest, vector.src0, vector.src1, vector.scalar)
-        loads = sum(o.kind == Kind.DSD for o in operands)
-        cost = timing["vector_issue"] + loads * timing["dsd_load"]
+        cost = timing["vector_issue"] + vector.loads * timing["dsd_load"] + bool(vector.loads) * timing["dsd_setup"]
         if operation.done:
-            self.complete(operation.completion)
+            if operation.is_async:
+                self.complete(operation.completion)
         elif operation.is_async:
             self.threads[operation.microthread] = operation
             self.next_issue[operation.microthread] = now + cost
@@ -504,6 +532,7 @@ class Pe:
             r[a] = int(second in self.flushed)
         elif call == Sys.QUEUE_FLUSH:
             self.flushing.add(self.in_range(first, 8, "output queue"))
+            self.engine.wake_router(self)
         elif call == Sys.QUEUE_FLUSH_EXIT:
             self.flushed.discard(first)
         elif call == Sys.SET_INPUT_QUEUE:
@@ -515,7 +544,7 @@ class Pe:
             *ended, self.line = (self.line + self.program.messages[first]).split("\n")
             self.engine.lines += [LogLine(self.engine.now, (self.x, self.y), text) for text in ended]
         elif call == Sys.LOG_VALUE:
-            self.line += self.formatted(first, second)
+            self.line += numerics.formatted(first, second)
         elif call == Sys.LOG_FLUSH:
             self.engine.lines.append(LogLine(self.engine.now, (self.x, self.y), self.line))
             self.line = ""
@@ -526,13 +555,6 @@ class Pe:
         if not 0 <= value < limit:
             raise self.fail("OutOfRange", f"{what} {value}; allowed are 0 to {limit - 1}")
         return value
-
-    def formatted(self, value: int, form: int) -> str:
-        if form == 1:
-            return f"{value & 0xFFFFFFFF:#x}"
-        if form == 2:
-            return f"{numerics.to_number(value, 32):g}"
-        return str(value)
 
     def reroute(self, call: Sys, color: int, value: int) -> None:
         state = self.routes.get(color)
@@ -603,9 +625,11 @@ class ReferenceEngine(Engine):
     # --- the host's side --------------------------------------------------------------------------------------------
 
     def read(self, x: int, y: int, address: int, num_bytes: int) -> bytes:
+        check_address(address, num_bytes)
         return bytes(self.pe(x, y).memory[address : address + num_bytes])
 
     def write(self, x: int, y: int, address: int, data: bytes) -> None:
+        check_address(address, len(data))
         self.pe(x, y).memory[address : address + len(data)] = data
 
     def launch(self, x: int, y: int, width: int, height: int, functions: np.ndarray, arguments: np.ndarray) -> None:
@@ -644,16 +668,19 @@ class ReferenceEngine(Engine):
 
     def run(self, done, max_cycles: int) -> Stop:
         limit = self.now + max_cycles
+        last = self.now
         while not done():
             if self.now >= limit:
                 return Stop.LIMIT
-            if not self.one_cycle():
-                following = self.next_event()
-                if following >= NEVER:
-                    return Stop.IDLE
-                self.now = max(self.now + 1, min(following, limit))
-            else:
+            if self.one_cycle():
                 self.now += 1
+                last = self.now
+                continue
+            following = self.next_event()
+            if following >= NEVER:
+                self.now = last
+                return Stop.IDLE
+            self.now = max(self.now + 1, min(following, limit))
         return Stop.DONE
 
     def one_cycle(self) -> bool:
@@ -674,8 +701,7 @@ class ReferenceEngine(Engine):
             moves += self.decide(self.pes[index])
         for move in moves:
             move()
-        self.inject()
-        return happened or bool(moves)
+        return self.inject() or happened or bool(moves)
 
     def next_event(self) -> int:
         """The first cycle after this at which something could happen; NEVER if nothing can."""
@@ -691,8 +717,9 @@ class ReferenceEngine(Engine):
             soonest = min([soonest, *times])
         for index in self.routers:
             pe = self.pes[index]
-            queues = [*pe.queues.values(), *pe.host_in.values(), *pe.outputs]
+            queues = [*pe.queues.values(), *pe.host_in.values()]
             soonest = min([soonest, *(q[0].ready for q in queues if q and q[0].ready > self.now)])
+            soonest = min([soonest, *(q[0].ready - 1 for q in pe.outputs if q and q[0].ready - 1 > self.now)])
         return soonest
 
     # --- routers ----------------------------------------------------------------------------------------------------
@@ -710,7 +737,7 @@ class ReferenceEngine(Engine):
             if queue and queue[0].ready <= self.now:
                 heads.setdefault(color, []).append((Port.HOST, queue))
         if not heads:
-            if not any(pe.queues.values()) and not any(pe.host_in.values()) and not any(pe.outputs):
+            if not (any(pe.queues.values()) or any(pe.host_in.values()) or any(pe.outputs) or pe.flushing):
                 self.routers.discard(pe.y * self.width + pe.x)
             return moves
         for port in Port:
@@ -866,8 +893,9 @@ class ReferenceEngine(Engine):
                 pe.activated |= 1 << TEARDOWN_TASK_ID
                 self.wake_core(pe)
 
-    def inject(self) -> None:
-        """From output queues into routers: one wavelet a PE."""
+    def inject(self) -> bool:
+        """From output queues into routers: one wavelet a PE. Whether anything happened."""
+        happened = False
         for index in sorted(self.routers):
             pe = self.pes[index]
             for step in range(8):
@@ -883,6 +911,7 @@ class ReferenceEngine(Engine):
                 wavelet.ready = self.now + 1
                 target.append(wavelet)
                 self.wake_core(pe)
+                happened = True
                 break
             for number in list(pe.flushing):
                 if not pe.outputs[number]:
@@ -890,6 +919,8 @@ class ReferenceEngine(Engine):
                     pe.flushed.add(number)
                     pe.activated |= 1 << TEARDOWN_TASK_ID
                     self.wake_core(pe)
+                    happened = True
+        return happened
 
     # --- reports ----------------------------------------------------------------------------------------------------
 
@@ -899,13 +930,13 @@ class ReferenceEngine(Engine):
             if pe.program is None:
                 continue
             if pe.running or pe.sync is not None:
-                what = pe.sync.blocked_on(pe) if pe.sync is not None else "a microthread or an iterator"
-                found.append(Wait((pe.x, pe.y), "main", what, pe.place()))
+                what, place = pe.main_waits(self.now)
+                found.append(Wait((pe.x, pe.y), "main", what, place))
             found += [
                 Wait((pe.x, pe.y), f"microthread {n}", t.blocked_on(pe), t.place)
                 for n, t in enumerate(pe.threads) if t is not None
             ]  # fmt: skip
-            for color, queue in pe.inputs.items():
+            for color, queue in sorted(pe.inputs.items()):
                 if queue:
                     found.append(
                         Wait((pe.x, pe.y), "input", f"{len(queue)} wavelets of color {color} that nothing takes", None)
@@ -930,6 +961,3 @@ class ReferenceEngine(Engine):
 
     def close(self) -> None:
         self.pes.clear()
-
-
-__all__ = ["DsdKind", "ReferenceEngine", "Source", "V"]

@@ -124,6 +124,8 @@ class TracingEngine(Engine):
         chosen = a_few(engine.image.size) if pes is None else pes
         if engine.watch(chosen, MAX_EVENTS_PER_PE):
             self._record.watched = chosen
+        elif pes is not None:
+            raise TraceError("this engine notes no events of single PEs; OPENWAFER_ENGINE=reference does, slowly")
         # A script that fails leaves a trace too: that is when it is wanted most.
         self._finish = weakref.finalize(self, _finish, engine, self._record)
 

@@ -13,6 +13,7 @@ from openwafer.wafer.sim import numerics
 from openwafer.wafer.sim.widths import width as simd_width
 
 _MACS = (V.FMACH, V.FMACHS, V.FMACS)
+_MOVES = (V.MOV16, V.MOV32, V.FMOVH, V.FMOVS)
 _INTEGERS = {
     V.ADD16: Op.ADD, V.SUB16: Op.SUB, V.AND16: Op.AND, V.OR16: Op.OR, V.XOR16: Op.XOR, V.SLL16: Op.SHL,
     V.SLR16: Op.SHR,
@@ -35,7 +36,7 @@ def element_bytes(op: V) -> tuple[int, int, int]:
 def result_of(op: V, a: int, b: int, c: int, carry: list[int]) -> int:
     """Bits of one element from the bits of its sources."""
     name = op.name
-    if op in (V.MOV16, V.MOV32, V.FMOVH, V.FMOVS):
+    if op in _MOVES:
         return a
     if op in _INTEGERS:
         if op == V.ADD16:
@@ -290,27 +291,35 @@ class Operation:
 
     def obstacle(self, pe: Any, now: int) -> str | None:
         """Why no step can be made."""
-        for source in (self.src0, self.src1, self.scalar, self.dest if self.op is None else None):
-            if source is None:
-                continue
-            if source.is_input:
-                color = self.color_in(pe, source)
-                head = pe.inputs.get(color)
-                if not head or head[0].ready > now or head[0].control:
-                    return f"a data wavelet of color {color} in input queue {source.queue}"
-            waits = self.op is None or self.is_async
-            if waits and source.kind == Kind.FIFO and not pe.fifos[source.fifo].items:
-                return f"an element in FIFO {source.fifo}"
-        if self.dest is None:
-            return None
-        if self.dest.is_output:
-            depth = pe.engine.arch.output_queue_depths[self.dest.queue]
-            if len(pe.outputs[self.dest.queue]) >= depth:
-                return f"room in output queue {self.dest.queue}"
-        if self.dest.kind == Kind.FIFO and self.op is not None:
-            capacity = pe.program.fifos[self.dest.fifo].capacity
-            if len(pe.fifos[self.dest.fifo].items) >= capacity and self.is_async:
-                return f"room in FIFO {self.dest.fifo}"
+        for source in (self.src0, self.src1, self.scalar):
+            if source is not None and (why := self.no_element(pe, now, source, self.is_async)):
+                return why
+        return self.no_room(pe, self.dest, self.is_async) if self.dest is not None else None
+
+    def stuck(self, pe: Any, now: int, writes: bool) -> str | None:
+        """Why an iterator cannot give or take its next element."""
+        assert self.dest is not None
+        return self.no_room(pe, self.dest, True) if writes else self.no_element(pe, now, self.dest, True)
+
+    def no_element(self, pe: Any, now: int, source: Source, waits_for_fifo: bool) -> str | None:
+        if source.is_input:
+            color = self.color_in(pe, source)
+            head = pe.inputs.get(color)
+            if not head or head[0].ready > now or head[0].control:
+                return f"a data wavelet of color {color} in input queue {source.queue}"
+        if waits_for_fifo and source.kind == Kind.FIFO and not pe.fifos[source.fifo].items:
+            return f"an element in FIFO {source.fifo}"
+        return None
+
+    def no_room(self, pe: Any, dest: Source, waits_for_fifo: bool) -> str | None:
+        if dest.is_output:
+            depth = pe.engine.arch.output_queue_depths[dest.queue]
+            if len(pe.outputs[dest.queue]) >= depth:
+                return f"room in output queue {dest.queue}"
+        if dest.kind == Kind.FIFO and waits_for_fifo:
+            capacity = pe.program.fifos[dest.fifo].capacity
+            if len(pe.fifos[dest.fifo].items) >= capacity:
+                return f"room in FIFO {dest.fifo}"
         return None
 
     def blocked_on(self, pe: Any) -> str:
@@ -434,6 +443,8 @@ class Operation:
         if size == 2 and self.index is not None:
             data |= (self.index + (i if dest.flags & INDEX_OFFSET_BIT else 0) & 0xFFFF) << 16
         ready = now + pe.engine.timing["ramp_out"]
+        if self.op is not None and self.op not in _MOVES:
+            ready += pe.engine.timing["float_latency"]
         control, advance = bool(dest.flags & isa.CONTROL_BIT), bool(dest.flags & isa.ADVANCE_SWITCH_BIT)
         pe.outputs[dest.queue].append(Wavelet(data, control, color, ready, advance))
         pe.engine.wake_router(pe)

@@ -65,7 +65,7 @@ def set_tile_code(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Va
         value = sema.constant(frame, node.arguments[3])
         if value.type != ty.VOID:
             params = sorted(value.value.fields, key=lambda item: item[0])
-    placement.tiles[x, y] = TileCode(path, tuple(params))
+    placement.put(x, y, TileCode(path, tuple(params)))
     return VOID
 
 
@@ -73,10 +73,9 @@ def set_color_config(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) ->
     count(node, 4)
     x, y = _tile(sema, frame, node)
     color = color_of(sema, frame, node.arguments[2])
-    colors = sema.placement.colors.setdefault((x, y), {})
-    if color in colors:
+    if color in sema.placement.colors.get((x, y), ()):
         raise CslError(node.span, f"color {color} of PE ({x}, {y}) is configured twice")
-    colors[color] = color_config(sema, frame, node.arguments[3], color)
+    sema.placement.route(x, y, color, color_config(sema, frame, node.arguments[3], color))
     return VOID
 
 

@@ -40,6 +40,13 @@ def tsc(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     return Run(ty.U64, ir.ReadCounter())
 
 
+def tsc_store(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 1)
+    pointer = sema.runtime(sema.value(frame, node.arguments[0], None), node.arguments[0].span)
+    frame.out.append(ir.StoreCounter(pointer, sema.place_of(node.span)))
+    return VOID
+
+
 def _coordinate(register: int) -> Any:
     def read(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
         count(node, 0)
@@ -63,6 +70,7 @@ def host_route(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value
 BUILTINS = {
     "__sys": sys_,
     "__tsc": tsc,
+    "__tsc_store": tsc_store,
     "__pe_x": _coordinate(PE_X),
     "__pe_y": _coordinate(PE_Y),
     "__host_route": host_route,

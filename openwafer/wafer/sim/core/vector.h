@@ -1,0 +1,421 @@
+/* Vector operations and iterators: sim/vector.py in C. */
+#ifndef VECTOR_H
+#define VECTOR_H
+
+#include "state.h"
+
+static inline int is_memory(const Source *s) { return s->dsd == MEM1D || s->dsd == MEM4D; }
+static inline int is_input(const Source *s) { return s->dsd == FABIN; }
+static inline int is_output(const Source *s) { return s->dsd == FABOUT; }
+
+/* Bytes of an element of dest, src0 and src1. */
+static void element_sizes(int op, uint8_t *sizes) {
+  int size = 2;
+  switch (op) {
+    case FADDHS: case FMACHS: sizes[0] = sizes[1] = 4; sizes[2] = 2; return;
+    case FSCALES: sizes[0] = sizes[1] = sizes[2] = 4; return;
+    case FH2S: case XP162FS: sizes[0] = 4; sizes[1] = sizes[2] = 2; return;
+    case FS2H: case FS2XP16: sizes[0] = 2; sizes[1] = sizes[2] = 4; return;
+    case MOV32: case FABSS: case FADDS: case FSUBS: case FMULS: case FMACS: case FMAXS: case FMOVS: case FNEGS:
+    case FNORMS: size = 4;
+  }
+  sizes[0] = sizes[1] = sizes[2] = (uint8_t)size;
+}
+
+/* ---- operands ---------------------------------------------------------------------------------------------------- */
+
+static void from_slots(Source *s, const uint64_t *slots) {
+  s->kind = KIND_DSD;
+  s->dsd = (slots[0] & 7) < 4 ? (uint8_t)(slots[0] & 7) : MEM1D;
+  s->flags = slots[0] & 0xF8;
+  s->queue = (uint8_t)(slots[0] >> 8);
+  s->color = (uint8_t)(slots[0] >> 16);
+  s->base = (uint16_t)(slots[0] >> 32);
+  s->extents[0] = (uint16_t)(slots[0] >> 48);
+  s->strides[0] = (int16_t)slots[1];
+  s->dims = 1;
+  if (s->dsd == MEM4D)
+    for (int i = 0; i < 3; i++) {
+      uint16_t extent = (uint16_t)(slots[2] >> 16 * i);
+      if (!extent) continue;
+      s->extents[s->dims] = extent;
+      s->strides[s->dims++] = (int16_t)(slots[1] >> 16 * (i + 1));
+    }
+}
+
+static int source_of(Sim *sim, Pe *pe, uint64_t now, Operand operand, Source *s) {
+  memset(s, 0, sizeof *s);
+  s->dsd = NO_DSD;
+  s->color = NO_COLOR;
+  s->fifo = s->dsr = -1;
+  s->kind = (uint8_t)operand.kind;
+  const int64_t *frame = pe->frames + pe->fp;
+  switch (operand.kind) {
+    case KIND_NONE: return 1;
+    case KIND_SCALAR: case KIND_POINTER: s->value = frame[operand.value]; return 1;
+    case KIND_FIFO: s->fifo = (int16_t)operand.value; return 1;
+    case KIND_DSD: from_slots(s, (const uint64_t *)frame + operand.value); return 1;
+    default: {
+      int number = pe->program->dsr_of[operand.value >> 8][operand.value & 63];
+      if (number == 255 || !pe->dsrs[number].load)
+        return fault(sim, pe, now, FAULT_DSR, operand.value >> 8, operand.value & 0xFF, 0);
+      from_slots(s, pe->dsrs[number].slots);
+      s->load = pe->dsrs[number].load;
+      s->dsr = (int16_t)number;
+      return 1;
+    }
+  }
+}
+
+static inline int64_t address_of(const Source *s, uint64_t position, int size) {
+  int64_t at = s->base;
+  if (s->dims == 1) return (at + (int64_t)position * s->strides[0] * size) & 0xFFFF;
+  for (int i = 0; i < s->dims; i++) {
+    uint64_t extent = s->extents[i] ? s->extents[i] : 1;
+    at += (int64_t)(position % extent) * s->strides[i] * size;
+    position /= extent;
+  }
+  return at & 0xFFFF;
+}
+
+/* The address of the next element; advance() goes on to the one after. */
+static inline int64_t next_address(const Source *s) { return s->at & 0xFFFF; }
+
+static inline void advance(Source *s, int size) {
+  int32_t step = s->strides[0] * size;
+  s->at += step;
+  if (s->dims == 1 || ++s->index[0] < s->extents[0]) return;
+  s->at -= s->index[0] * step;
+  s->index[0] = 0;
+  for (int i = 1; i < s->dims; i++) {
+    step = s->strides[i] * size;
+    s->at += step;
+    if (++s->index[i] < s->extents[i] || i == s->dims - 1) return;
+    s->at -= s->index[i] * step;
+    s->index[i] = 0;
+  }
+}
+
+static int known_length(const Source *s, uint64_t *length) {
+  if (s->kind != KIND_DSD) return 0;
+  *length = 1;
+  for (int i = 0; i < s->dims; i++) *length *= s->extents[i];
+  return 1;
+}
+
+static inline int color_in(const Sim *sim, const Pe *pe, const Source *s) {
+  uint8_t own = pe->iq_color[s->queue & 7];
+  return own != NO_COLOR && (sim->is_wse3 || s->color == NO_COLOR) ? own : s->color;
+}
+
+static inline Color *input_of(Sim *sim, Pe *pe, const Source *s) {
+  int color = color_in(sim, pe, s);
+  return color < NUM_COLORS ? pe->colors[color] : NULL;
+}
+
+/* ---- starting ---------------------------------------------------------------------------------------------------- */
+
+/* Whether the operation runs in a microthread, and which: -1 for the main thread. */
+static int thread_of(Sim *sim, Pe *pe, uint64_t now, const Vector *v, Operation *made) {
+  Source *sources[] = {&made->dest, &made->src0, &made->src1};
+  const DsrLoad *first = NULL, *named = NULL;
+  if (!source_of(sim, pe, now, v->dest, &made->dest) || !source_of(sim, pe, now, v->src0, &made->src0) ||
+      !source_of(sim, pe, now, v->src1, &made->src1) || !source_of(sim, pe, now, v->scalar, &made->scalar))
+    return -2;
+  for (int i = 0; i < 3; i++) {
+    const DsrLoad *load = sources[i]->load;
+    if (!load || !load->is_async) continue;
+    if (!first) first = load;
+    if (!named && load->microthread >= 0) named = load;
+  }
+  made->is_async = v->is_async || first;
+  made->completion = v->completion;
+  made->priority = (uint8_t)v->priority;
+  int silent = v->completion.activate < 0 && v->completion.unblock_kind != BLOCK_TASK &&
+               v->completion.unblock_kind != BLOCK_MICROTHREAD;
+  if (first && (!v->is_async || silent)) made->completion = first->completion;
+  if (first && !v->is_async) made->priority = (uint8_t)first->priority;
+  int thread = named ? named->microthread : v->microthread;
+  if (thread < 0) {
+    if (is_output(&made->dest)) thread = made->dest.queue & 7;
+    else if (is_input(&made->src0)) thread = made->src0.queue & 7;
+    else if (is_input(&made->src1)) thread = made->src1.queue & 7;
+    else thread = 7;
+  }
+  made->thread = (uint8_t)(thread & 7);
+  return made->is_async ? made->thread : -1;
+}
+
+static int uses_queue(const Source *s) { return is_input(s) || is_output(s) || s->kind == KIND_FIFO; }
+
+static int width_of(const Sim *sim, const Operation *o) {
+  if (uses_queue(&o->dest) || uses_queue(&o->src0) || uses_queue(&o->src1) || uses_queue(&o->scalar)) return 1;
+  if (o->dest.kind == KIND_POINTER) return 1;
+  int width = sim->widths[o->op];
+  const Source *sources[] = {&o->dest, &o->src0, &o->src1, &o->scalar};
+  for (int i = 0; i < 4; i++) {
+    if (!is_memory(sources[i])) continue;
+    int stride = sources[i]->strides[0], rest = stride & 7;
+    if (stride == 0 || stride == 1 || rest == 2 || rest == 3 || rest == 5 || rest == 6) continue;
+    int limit = rest == 1 || rest == 7 ? 2 : 1;
+    if (limit < width) width = limit;
+  }
+  return width;
+}
+
+static void start_operation(Sim *sim, Pe *pe, uint64_t now, const Vector *v, Operation *o) {
+  uint64_t length;
+  o->op = (uint8_t)v->op;
+  o->pc = pe->pc;
+  o->index = v->index >= 0 ? (int32_t)(pe->frames[pe->fp + v->index] & 0xFFFF) : -1;
+  element_sizes(o->op, o->sizes);
+  if (known_length(&o->src0, &length) || known_length(&o->src1, &length) || known_length(&o->dest, &length))
+    o->length = length;
+  else {
+    const Source *fifo = o->src0.kind == KIND_FIFO ? &o->src0 : o->src1.kind == KIND_FIFO ? &o->src1
+                         : o->dest.kind == KIND_FIFO ? &o->dest : NULL;
+    o->length = !fifo ? 1 : o->is_async ? ENDLESS : pe->fifos[fifo->fifo].len;
+  }
+  o->width = (uint8_t)width_of(sim, o);
+  o->is_local = !uses_queue(&o->dest) && !uses_queue(&o->src0) && !uses_queue(&o->src1) && !uses_queue(&o->scalar);
+  if (o->index >= 0) {
+    Source *sources[] = {&o->dest, &o->src0, &o->src1};
+    for (int i = 0; i < 3; i++)
+      if (is_memory(sources[i]) && sources[i]->flags & INDEX_OFFSET_BIT)
+        sources[i]->base = (uint16_t)(sources[i]->base + 2 * o->index);
+  }
+  o->dest.at = o->dest.base, o->src0.at = o->src0.base, o->src1.at = o->src1.base, o->scalar.at = o->scalar.base;
+  if (o->dest.kind == KIND_POINTER) {
+    int size = o->sizes[0];
+    uint64_t mask = size == 4 ? 0xFFFFFFFFu : 0xFFFFu;
+    o->has_sum = 1;
+    o->sum = (uint32_t)(o->src0.kind == KIND_SCALAR ? (uint64_t)o->src0.value & mask
+                        : read_memory(sim, pe, now, o->src0.kind == KIND_POINTER ? o->src0.value : o->dest.value, size));
+  }
+}
+
+static inline int is_done(const Operation *o) {
+  return o->stopped || (o->position >= o->length && o->length != ENDLESS);
+}
+
+/* ---- progress ---------------------------------------------------------------------------------------------------- */
+
+typedef struct { int kind, a, b; } Obstacle;
+
+static inline int source_waits(Sim *sim, Pe *pe, uint64_t now, const Source *s, int waits_for_fifo, Obstacle *why) {
+  if (is_input(s)) {
+    const Color *color = input_of(sim, pe, s);
+    const Wavelet *head = color && color->input.len ? head_of(&color->input) : NULL;
+    if (head && head->ready <= now && !head->control) return 0;
+    *why = (Obstacle){WAIT_WAVELET, color_in(sim, pe, s), s->queue};
+    return 1;
+  }
+  if (s->kind == KIND_FIFO && waits_for_fifo && !pe->fifos[s->fifo].len) {
+    *why = (Obstacle){WAIT_ELEMENT, s->fifo, 0};
+    return 1;
+  }
+  return 0;
+}
+
+static inline int dest_waits(Sim *sim, Pe *pe, const Source *s, int waits_for_fifo, Obstacle *why) {
+  if (is_output(s) && pe->outputs && pe->outputs[s->queue & 7].len >= (uint32_t)sim->oq_depth[s->queue & 7]) {
+    *why = (Obstacle){WAIT_OUTPUT_ROOM, s->queue, 0};
+    return 1;
+  }
+  if (s->kind == KIND_FIFO && waits_for_fifo &&
+      pe->fifos[s->fifo].len >= (uint32_t)pe->program->fifos[s->fifo].capacity) {
+    *why = (Obstacle){WAIT_FIFO_ROOM, s->fifo, 0};
+    return 1;
+  }
+  return 0;
+}
+
+/* Whether a step cannot be made now, and why. */
+static inline int is_blocked(Sim *sim, Pe *pe, uint64_t now, const Operation *o, Obstacle *why) {
+  if (o->is_local) return 0;
+  return source_waits(sim, pe, now, &o->src0, o->is_async, why) ||
+         source_waits(sim, pe, now, &o->src1, o->is_async, why) ||
+         source_waits(sim, pe, now, &o->scalar, o->is_async, why) || dest_waits(sim, pe, &o->dest, o->is_async, why);
+}
+
+static uint32_t fifo_pop(Sim *sim, Pe *pe, uint64_t now, int number) {
+  Fifo *f = &pe->fifos[number];
+  const FifoRow *row = &pe->program->fifos[number];
+  uint32_t value = f->items[f->head];
+  f->head = (f->head + 1) % (uint32_t)row->capacity;
+  f->len--;
+  complete(sim, pe, now, &row->on_pop);
+  return value;
+}
+
+static void fifo_push(Sim *sim, Pe *pe, uint64_t now, int number, uint32_t value) {
+  Fifo *f = &pe->fifos[number];
+  const FifoRow *row = &pe->program->fifos[number];
+  f->items[(f->head + f->len++) % (uint32_t)row->capacity] = value;
+  complete(sim, pe, now, &row->on_push);
+}
+
+static inline uint32_t take_input(Sim *sim, Pe *pe, const Source *s) {
+  Color *color = input_of(sim, pe, s);
+  uint32_t data = pop(&color->input).data;
+  if (!color->input.len) pe->arrived &= ~((uint32_t)1 << color->color);
+  if (pe->queued >> color->color & 1) news(sim, pe, color->color, sim->now);
+  return data;
+}
+
+static void send(Sim *sim, Pe *pe, uint64_t now, const Operation *o, const Source *s, uint32_t result, int size) {
+  int queue = s->queue & 7, color = s->color != NO_COLOR ? s->color : pe->oq_color[queue];
+  if (color >= NUM_COLORS) { fault(sim, pe, now, FAULT_NO_COLOR, s->queue, 0, 0); return; }
+  uint32_t data = size == 4 ? result : size == 2 ? result & 0xFFFF : result & 0xFF;
+  if (size == 2 && o->index >= 0) {
+    uint32_t index = (uint32_t)o->index + (s->flags & INDEX_OFFSET_BIT ? (uint32_t)o->position : 0);
+    data |= (index & 0xFFFF) << 16;
+  }
+  if (!pe->outputs) pe->outputs = take(sim, 8 * sizeof(Queue));
+  uint64_t ready = now + (uint64_t)sim->timing.ramp_out;
+  push(sim, &pe->outputs[queue], (Wavelet){ready, data, !!(s->flags & CONTROL_BIT), !!(s->flags & ADVANCE_SWITCH_BIT),
+                                           (uint8_t)color, 0});
+  pe->outputs_mask |= (uint8_t)(1u << queue);
+  wake_router(sim, pe, ready - 1);
+}
+
+static inline uint32_t cut(uint64_t value, int size) {
+  return (uint32_t)(size == 4 ? value & 0xFFFFFFFFu : value & 0xFFFF);
+}
+
+typedef struct { const Source *fabric; uint32_t word; } Arrival;
+
+static inline uint32_t read_source(Sim *sim, Pe *pe, uint64_t now, Source *s, int size, const Arrival *in) {
+  switch (s->kind) {
+    case KIND_NONE: return 0;
+    case KIND_SCALAR: return cut((uint64_t)s->value, size);
+    case KIND_POINTER: return (uint32_t)read_memory(sim, pe, now, s->value, size);
+    case KIND_FIFO: return fifo_pop(sim, pe, now, s->fifo);
+  }
+  if (s == in->fabric) return cut(in->word, size);
+  if (is_input(s)) return cut(take_input(sim, pe, s), size);
+  int64_t address = in->fabric && s->flags & INDEX_OFFSET_BIT ? (s->base + 2 * (int64_t)(in->word >> 16)) & 0xFFFF
+                                                              : next_address(s);
+  advance(s, size);
+  return (uint32_t)read_memory(sim, pe, now, address, size);
+}
+
+static inline int is_mac(int op) { return op == FMACH || op == FMACHS || op == FMACS; }
+
+/* A synchronous operation ends where it would wait for a FIFO. */
+static int fifo_stops(const Pe *pe, const Operation *o) {
+  if (o->is_async) return 0;
+  if (o->src0.kind == KIND_FIFO && !pe->fifos[o->src0.fifo].len) return 1;
+  if (o->src1.kind == KIND_FIFO && !pe->fifos[o->src1.fifo].len) return 1;
+  return o->dest.kind == KIND_FIFO &&
+         pe->fifos[o->dest.fifo].len >= (uint32_t)pe->program->fifos[o->dest.fifo].capacity;
+}
+
+static inline int conflicts(const Operation *o) {
+  if (!is_memory(&o->src0) || !is_memory(&o->src1)) return 0;
+  int64_t x = next_address(&o->src0), y = next_address(&o->src1);
+  return x != y && (x >> 1 & 3) == (y >> 1 & 3);
+}
+
+static void finish(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
+  if (o->has_sum) write_memory(sim, pe, now, o->dest.value, o->sizes[0], o->sum);
+  const Source *sources[] = {&o->dest, &o->src0, &o->src1};
+  for (int i = 0; i < 3; i++) {
+    const Source *s = sources[i];
+    if (!s->load || !s->load->save_address || !is_memory(s)) continue;
+    uint64_t at = (uint64_t)address_of(s, o->position, o->sizes[i]);
+    uint64_t *first = &pe->dsrs[s->dsr].slots[0];
+    *first = (*first & ~((uint64_t)0xFFFF << 32)) | at << 32;
+  }
+}
+
+/* One step; its cycles. */
+static inline int step_operation(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
+  uint32_t results[MAX_WIDTH];
+  uint64_t first = o->position, left = o->length - first;
+  int elements = o->length == ENDLESS ? 1 : left < o->width ? (int)left : o->width, made = 0;
+  int cost = conflicts(o) ? 2 : 1, written = 0;
+  int floats = o->op != MOV16 && o->op != MOV32 && o->op != FMOVH && o->op != FMOVS;
+  pe->acting = o->pc;
+  sim->elements += elements;
+  for (; made < elements; made++) {
+    Arrival in = {0};
+    if (!o->is_local) {
+      if (fifo_stops(pe, o)) { o->stopped = 1; break; }
+      in.fabric = is_input(&o->src0) ? &o->src0 : is_input(&o->src1) ? &o->src1 : NULL;
+      if (in.fabric) in.word = take_input(sim, pe, in.fabric);
+    }
+    if (o->has_sum) {
+      uint32_t b = read_source(sim, pe, now, &o->src1, o->sizes[2], &in);
+      uint32_t c = read_source(sim, pe, now, &o->scalar, o->sizes[2], &in);
+      if (is_mac(o->op)) o->sum = result_of(o->op, o->sum, b, c, &o->carry);
+      else if (o->src1.kind != KIND_NONE) o->sum = result_of(o->op, o->sum, b, 0, &o->carry);
+      else o->sum = result_of(o->op, read_source(sim, pe, now, &o->src0, o->sizes[1], &in), 0, 0, &o->carry);
+      continue;
+    }
+    uint32_t a = read_source(sim, pe, now, &o->src0, o->sizes[1], &in);
+    uint32_t b = read_source(sim, pe, now, &o->src1, o->sizes[2], &in);
+    uint32_t c = read_source(sim, pe, now, &o->scalar, o->sizes[2], &in);
+    results[made] = result_of(o->op, a, b, c, &o->carry);
+    if (in.fabric && is_memory(&o->dest) && o->dest.flags & INDEX_OFFSET_BIT) {
+      write_memory(sim, pe, now, (o->dest.base + 2 * (int64_t)(in.word >> 16)) & 0xFFFF, o->sizes[0], results[made]);
+      written = 1;
+    }
+  }
+  if (!o->has_sum && !written && o->dest.kind != KIND_NONE) {
+    for (int k = 0; k < made; k++) {
+      o->position = first + (uint64_t)k;
+      if (o->dest.kind == KIND_FIFO) fifo_push(sim, pe, now, o->dest.fifo, results[k]);
+      else if (is_output(&o->dest))
+        send(sim, pe, now + (floats ? (uint64_t)sim->timing.float_latency : 0), o, &o->dest, results[k], o->sizes[0]);
+      else {
+        write_memory(sim, pe, now, next_address(&o->dest), o->sizes[0], results[k]);
+        advance(&o->dest, o->sizes[0]);
+      }
+    }
+  }
+  o->position = first + (uint64_t)elements;
+  if (is_done(o)) finish(sim, pe, now, o);
+  pe->acting = -1;
+  return cost;
+}
+
+/* ---- iterators: their operand is `dest` ---------------------------------------------------------------------------- */
+
+static void open_iterator(Sim *sim, Pe *pe, uint64_t now, Operation *o, Operand operand) {
+  memset(o, 0, sizeof *o);
+  o->op = ITERATOR;
+  o->index = -1;
+  o->src0.dsd = o->src1.dsd = o->scalar.dsd = NO_DSD;
+  if (!source_of(sim, pe, now, operand, &o->dest)) return;
+  o->length = ENDLESS;
+  uint64_t length;
+  if (known_length(&o->dest, &length) && length) o->length = length;
+}
+
+static int is_exhausted(const Pe *pe, const Operation *o) {
+  if (o->dest.kind == KIND_FIFO) return !pe->fifos[o->dest.fifo].len;
+  return o->length != ENDLESS && o->position >= o->length;
+}
+
+static int64_t get_next(Sim *sim, Pe *pe, uint64_t now, Operation *o, int kind) {
+  int size = size_of(kind);
+  uint64_t value;
+  if (o->dest.kind == KIND_FIFO) value = fifo_pop(sim, pe, now, o->dest.fifo);
+  else if (is_input(&o->dest)) value = take_input(sim, pe, &o->dest);
+  else value = read_memory(sim, pe, now, address_of(&o->dest, o->position, size), size);
+  o->position++;
+  if (size < 8) value &= ((uint64_t)1 << 8 * size) - 1;
+  return kind < T_F16 ? wrap((int64_t)value, kind) : (int64_t)value;
+}
+
+static void put_next(Sim *sim, Pe *pe, uint64_t now, Operation *o, int64_t value, int kind) {
+  int size = size_of(kind);
+  if (o->dest.kind == KIND_FIFO)
+    fifo_push(sim, pe, now, o->dest.fifo, (uint32_t)(size < 4 ? (uint64_t)value & ((1u << 8 * size) - 1) : (uint64_t)value));
+  else if (is_output(&o->dest)) send(sim, pe, now, o, &o->dest, (uint32_t)value, size);
+  else write_memory(sim, pe, now, address_of(&o->dest, o->position, size), size, (uint64_t)value);
+  o->position++;
+}
+
+#endif
