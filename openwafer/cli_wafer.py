@@ -132,6 +132,7 @@ def _add_info(commands) -> None:
     info.add_argument("--pe", metavar="X,Y", help="one PE in full")
     info.add_argument("--png", type=Path, metavar="FILE", help="draw the routes")
     info.add_argument("--html", type=Path, metavar="FILE", help="a page with the routes and what lies in each PE")
+    info.add_argument("--title", metavar="TEXT", help="of the pictures (default: name of the folder)")
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -139,7 +140,7 @@ def _info(options: argparse.Namespace) -> int:
 
     content = read(options.out)
     print(report(content, options.out, options.pe))
-    title = options.out.resolve().name
+    title = options.title or options.out.resolve().name
     if options.png is not None:
         from openwafer.view.fabric import draw_fabric
 

@@ -19,8 +19,8 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--name", help="folder of the compiled program; left out: compile it now")
 parser.add_argument("--arch", default="wse3", choices=["wse2", "wse3"])
 parser.add_argument("--P", type=int, default=16, help="PEs along each side")
-parser.add_argument("--M", type=int, default=32, help="rows of a PE's block of A; even, so that no bank conflicts")
-parser.add_argument("--K", type=int, default=32, help="columns of a block of A, rows of a block of B; even")
+parser.add_argument("--M", type=int, default=64, help="rows of a PE's block of A; even, so that no bank conflicts")
+parser.add_argument("--K", type=int, default=16, help="columns of a block of A, rows of a block of B; even")
 parser.add_argument("--N", type=int, default=32, help="columns of a block of B")
 args = parser.parse_args()
 
