@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +58,15 @@ def test_an_example_with_the_two_commands(tmp_path, arch):
 def test_an_example_fits_on_a_page(name):
     for path in sorted((EXAMPLES / name).iterdir()):
         assert len(path.read_text().splitlines()) < 100, path
+
+
+def test_the_tutorial_quotes_the_examples():
+    page = (ROOT / "docs" / "wafer.md").read_text()
+    source = "\n".join(path.read_text() for path in EXAMPLES.rglob("*.csl"))
+    one_line = " ".join(source.split())
+    for block in re.findall(r"```csl\n(.*?)```", page, re.S):
+        for line in block.splitlines():
+            plain = " ".join(line.partition(" //")[0].split())
+            assert plain in one_line, line
+    for link in re.findall(r"\]\(([^)]+)\)", page):
+        assert link.startswith("http") or (ROOT / "docs" / link).exists(), link
