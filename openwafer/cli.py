@@ -25,6 +25,9 @@ your own text, from nothing to a trained model:
   openwafer generate runs/books --prompt "Once"      text from what it has learned
   openwafer view runs/books                          loss and throughput curves as a PNG
 
+CSL programs, compiled with cslc:
+  openwafer wafer info out                           memory, tasks and routes; also run, trace and lint
+
 a mistake is reported in one line with exit code 2; OPENWAFER_TRACEBACK=1 shows where it came from.
 """
 
@@ -98,6 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["wafer"]:
+        from openwafer.cli_wafer import main as wafer
+
+        return wafer(arguments[1:])
     parser = _parser(with_data_options=arguments[:2] == ["data", "prepare"])
     options = parser.parse_args(arguments)
     if options.command is None:
@@ -118,7 +125,7 @@ def _report(error: OpenwaferError) -> int:
 def _parser(with_data_options: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="openwafer",
-        description="Train a model larger than memory in plain PyTorch.",
+        description="Train a model larger than memory in plain PyTorch; run CSL programs without a wafer.",
         epilog=_MAIN_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -154,6 +161,8 @@ def _parser(with_data_options: bool) -> argparse.ArgumentParser:
     view.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     view.add_argument("--out", type=Path, metavar="PNG", help="where to (default RUN/curves.png)")
     view.set_defaults(handler=_view)
+
+    commands.add_parser("wafer", help="look at, run and trace compiled CSL programs", add_help=False)
 
     demo = _command(commands, "demo", "the main job on real text, killed and resumed, in minutes", _DEMO_EPILOG)
     demo.add_argument("--quick", action="store_true", help="a small model, under a minute")

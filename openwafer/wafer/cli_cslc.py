@@ -22,15 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, or 1 with diagnostics on standard error."""
     args = parser().parse_args(arguments)
     try:
-        options = Options(
-            arch=args.arch, fabric=_pair(args.fabric_dims, "--fabric-dims"),
-            offset=_pair(args.fabric_offsets, "--fabric-offsets") or (0, 0), params=_named(args.params, "--params"),
-            colors={name: _number(value, "--colors") for name, value in _named(args.colors, "--colors").items()},
-            import_paths=tuple(Path(p) for p in args.import_path), memcpy=args.memcpy,
-            max_iterations=args.max_inlined_iterations,
-        )  # fmt: skip
         started = time.perf_counter()
-        image = compile_file(Path(args.file), options)
+        image = compile_file(Path(args.file), options(args))
         image_file.save(image, Path(args.output))
     except OpenwaferError as error:
         print(error, file=sys.stderr)
@@ -39,6 +32,17 @@ def main(arguments: list[str] | None = None) -> int:
         seconds = time.perf_counter() - started
         print(f"{args.file}: {len(image.programs)} programs, {image.size[0]} x {image.size[1]} PEs, {seconds:.2f} s")
     return 0
+
+
+def options(args: argparse.Namespace) -> Options:
+    """What the command line says, for the compiler."""
+    return Options(
+        arch=args.arch, fabric=_pair(args.fabric_dims, "--fabric-dims"),
+        offset=_pair(args.fabric_offsets, "--fabric-offsets") or (0, 0), params=_named(args.params, "--params"),
+        colors={name: _number(value, "--colors") for name, value in _named(args.colors, "--colors").items()},
+        import_paths=tuple(Path(p) for p in args.import_path), memcpy=args.memcpy,
+        max_iterations=args.max_inlined_iterations,
+    )  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:

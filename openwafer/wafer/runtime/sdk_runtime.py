@@ -20,8 +20,9 @@ from openwafer.base.errors import OpenwaferError
 from openwafer.wafer import image_file
 from openwafer.wafer.image import Image, Symbol, SymbolKind
 from openwafer.wafer.runtime.debug import dump_core
-from openwafer.wafer.sim.engine import Engine, Stop
+from openwafer.wafer.sim.engine import Engine, LogLine, Stop
 from openwafer.wafer.sim.load import make_engine
+from openwafer.wafer.sim.trace import TracingEngine
 
 MAX_CYCLES = 100_000_000
 SETTLE_CYCLES = 4096
@@ -100,10 +101,10 @@ class SdkRuntime:
 
     # --- life -------------------------------------------------------------------------------------------------------
 
-    def load(self) -> None:
-        """Put the program on the simulated wafer."""
+    def load(self, trace: Path | None = None) -> None:
+        """Put the program on the simulated wafer; with `trace`, or OPENWAFER_TRACE set, record one into that file."""
         self._started = time.perf_counter()
-        self._engine = make_engine(self.image)
+        self._engine = make_engine(self.image, trace=trace)
 
     def run(self) -> None:
         """Start it."""
@@ -117,6 +118,7 @@ class SdkRuntime:
         self._wait()
         self._running = False
         dump_core(self.image, engine, self._folder)
+        self.save_trace()
         lines = [f"@{line.cycle} P{line.pe[0]}.{line.pe[1]}: {line.text}" for line in engine.log()]
         Path("sim.log").write_text("\n".join(lines) + "\n" * bool(lines))
         stats, seconds = engine.stats(), time.perf_counter() - self._started
@@ -132,6 +134,11 @@ class SdkRuntime:
         }
         Path("sim_stats.json").write_text(json.dumps(content, indent=1) + "\n")
 
+    def save_trace(self) -> None:
+        """Write the trace as it is now, if one is recorded."""
+        if isinstance(self._engine, TracingEngine):
+            self._engine.save()
+
     def _loaded(self) -> Engine:
         if self._engine is None:
             raise RuntimeFailure("the program is not loaded: call load() first")
@@ -142,6 +149,15 @@ class SdkRuntime:
         if not self._running:
             raise RuntimeFailure("the program does not run: call run() first, and nothing after stop()")
         return engine
+
+    @property
+    def cycle(self) -> int:
+        """The present cycle of the simulated wafer."""
+        return self._loaded().cycle
+
+    def printed(self) -> list[LogLine]:
+        """What programs have printed."""
+        return self._loaded().log()
 
     # --- names ------------------------------------------------------------------------------------------------------
 
@@ -159,7 +175,8 @@ class SdkRuntime:
             raise RuntimeFailure(f'PE ({x}, {y}), {program.name}, has no symbol "{name}"; it has {known}')
         return max(found, key=lambda s: s.exported)
 
-    def _address(self, x: int, y: int, name: str) -> int:
+    def address_of(self, x: int, y: int, name: str) -> int:
+        """The byte address on a PE of the data that a symbol names."""
         symbol = self._symbol(x, y, name)
         if symbol.kind == SymbolKind.FUNCTION:
             raise RuntimeFailure(f'"{name}" is a function: launch it')
@@ -231,7 +248,7 @@ class SdkRuntime:
         blocks = np.zeros((h, w, elem_per_pe), np.uint32)
         for y in range(h):
             for x in range(w):
-                data = engine.read(px + x, py + y, self._address(px + x, py + y, name), elem_per_pe * size)
+                data = engine.read(px + x, py + y, self.address_of(px + x, py + y, name), elem_per_pe * size)
                 blocks[y, x] = np.frombuffer(data, np.uint16 if size == 2 else np.uint32)
         self._store(dest, blocks, order)
         return self._task()
@@ -243,7 +260,7 @@ class SdkRuntime:
         for y in range(blocks.shape[0]):
             for x in range(blocks.shape[1]):
                 data = blocks[y, x].astype(kind).tobytes()
-                self._loaded().write(px + x, py + y, self._address(px + x, py + y, name), data)
+                self._loaded().write(px + x, py + y, self.address_of(px + x, py + y, name), data)
 
     def _blocks(self, src: np.ndarray, roi: tuple[int, int, int, int], length: int, order: MemcpyOrder) -> np.ndarray:
         """The words of each PE: [h, w, length] uint32."""

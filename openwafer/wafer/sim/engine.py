@@ -49,6 +49,31 @@ class LogLine:
     text: str
 
 
+class EventKind(StrEnum):
+    """What a thread did, or why it did not."""
+
+    TASK = "task"  # from the pick to the end of the task or launched function
+    VECTOR = "vector"  # from the issue to the last step
+    STALL = "stall"  # has work and cannot go on
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a thread of a watched PE did from cycle `start` up to, not including, cycle `end`.
+
+    Args:
+        thread: "main" or "microthread 3"
+        name: of the task, of the operation, or what is waited for; with the source place where there is one
+    """
+
+    pe: tuple[int, int]
+    thread: str
+    kind: EventKind
+    start: int
+    end: int
+    name: str
+
+
 @dataclass
 class Stats:
     """Totals since the start."""
@@ -141,6 +166,14 @@ class Engine(ABC):
 
     @abstractmethod
     def stats(self) -> Stats: ...
+
+    def watch(self, pes: list[tuple[int, int]], limit: int) -> bool:
+        """Notes events of these PEs from now on, at most `limit` a PE; False: this engine cannot."""
+        return False
+
+    def events(self) -> list[Event]:
+        """What the watched PEs did, by start; what still goes on ends at the present cycle."""
+        return []
 
     @abstractmethod
     def close(self) -> None: ...

@@ -15,8 +15,9 @@ from openwafer.wafer.arch import ARCHITECTURES, MEMORY_BYTES, OPPOSITE, TEARDOWN
 from openwafer.wafer.image import FilterKind, Image, Location, Pop, Program, Route, TaskKind
 from openwafer.wafer.isa import Block, Kind, Op, Sys, T
 from openwafer.wafer.sim import numerics
-from openwafer.wafer.sim.engine import Engine, LogLine, SimulationError, Stats, Stop, Wait, check_address
+from openwafer.wafer.sim.engine import Engine, Event, LogLine, SimulationError, Stats, Stop, Wait, check_address
 from openwafer.wafer.sim.vector import Operation
+from openwafer.wafer.sim.watch import Watch
 
 STACK_SLOTS = 4096
 NO_ENTRY_POINT = 31
@@ -94,6 +95,7 @@ class Pe:
         self.last_task = 31
         self.line = ""
         self.busy = 0
+        self.watch: Watch | None = None
         self.acting: Operation | None = None
         if program is not None:
             self.load(program)
@@ -167,6 +169,8 @@ class Pe:
     def step(self) -> None:
         """One issue of one thread."""
         now = self.engine.now
+        if self.watch is not None:
+            self.watch.before(self, now)
         main = self.main_ready(now)
         classes: list[list[int]] = [[], [], []]
         for number, thread in enumerate(self.threads):
@@ -187,6 +191,8 @@ class Pe:
                 self.main_step(now)
             else:
                 self.thread_step(chosen, now)
+            if self.watch is not None:
+                self.watch.after(self, now)
             return
 
     def main_ready(self, now: int) -> bool:
@@ -950,6 +956,15 @@ class ReferenceEngine(Engine):
     def stats(self) -> Stats:
         busy = np.array([pe.busy for pe in self.pes], np.int64).reshape(self.height, self.width)
         return Stats(self.now, self.instructions, self.elements, self.hops, busy, self.links.copy())
+
+    def watch(self, pes: list[tuple[int, int]], limit: int) -> bool:
+        for x, y in pes:
+            self.pe(x, y).watch = Watch(x, y, limit)
+        return True
+
+    def events(self) -> list[Event]:
+        watches = [pe.watch for pe in self.pes if pe.watch is not None]
+        return sorted((e for w in watches for e in w.events(self.now)), key=lambda e: (e.start, e.pe[1], e.pe[0]))
 
     def close(self) -> None:
         self.pes.clear()
