@@ -604,7 +604,7 @@ class _Function:
         ]
         for parameter, slot in values:
             self.slots[parameter] = slot
-        *body, last = function.body or [None]
+        body, last = function.body[:-1], function.body[-1] if function.body else None
         self.statements(body)
         if isinstance(last, ir.Return):
             if last.value is not None:

@@ -155,6 +155,9 @@ class CoreEngine(Engine):
         assert 0 <= x < self.width and 0 <= y < self.height
         return y * self.width + x
 
+    def _check(self, x: int, y: int, width: int, height: int) -> None:
+        assert 0 <= x and 0 <= y and x + width <= self.width and y + height <= self.height
+
     # --- the host's side --------------------------------------------------------------------------------------------
 
     def read(self, x: int, y: int, address: int, num_bytes: int) -> bytes:
@@ -175,13 +178,13 @@ class CoreEngine(Engine):
 
     def _copy(self, x: int, y: int, addresses: np.ndarray, blocks: np.ndarray, out: int) -> None:
         height, width = addresses.shape
-        self._number(x, y), self._number(x + width - 1, y + height - 1)
+        self._check(x, y, width, height)
         check_address(int(addresses.min()), 0)
         check_address(int(addresses.max()), blocks.shape[2])
         self._core.ow_copy(self._sim, x, y, width, height, _at(_ints(addresses)), blocks.shape[2], _at(blocks), out)
 
     def launch(self, x: int, y: int, width: int, height: int, functions: np.ndarray, arguments: np.ndarray) -> None:
-        self._number(x, y), self._number(x + width - 1, y + height - 1)
+        self._check(x, y, width, height)
         values = np.array([int(v) for v in arguments], np.int64)
         self._core.ow_launch(self._sim, x, y, width, height, _at(_ints(functions)), _at(values), len(values))
 
@@ -209,7 +212,7 @@ class CoreEngine(Engine):
         return Stop.DONE if stop == Stop.IDLE else stop
 
     def _run(self, mode: int, x: int, y: int, width: int, height: int, color: int, count: int, cycles: int) -> Stop:
-        self._number(x, y), self._number(x + width - 1, y + height - 1)
+        self._check(x, y, width, height)
         stop = self._core.ow_run(self._sim, mode, x, y, width, height, color, count, cycles)
         if stop == _FAULT:
             raise self._fault()
