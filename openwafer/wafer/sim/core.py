@@ -156,7 +156,7 @@ class CoreEngine(Engine):
         return y * self.width + x
 
     def _check(self, x: int, y: int, width: int, height: int) -> None:
-        assert 0 <= x and 0 <= y and x + width <= self.width and y + height <= self.height
+        assert x >= 0 and y >= 0 and x + width <= self.width and y + height <= self.height
 
     # --- the host's side --------------------------------------------------------------------------------------------
 
