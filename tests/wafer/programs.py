@@ -47,19 +47,19 @@ def start(folder: Path) -> SdkRuntime:
     return runtime
 
 
-def put(runtime: SdkRuntime, name: str, values: np.ndarray, x: int = 0) -> None:
+def put(runtime: SdkRuntime, name: str, values: np.ndarray, x: int = 0, y: int = 0) -> None:
     """32-bit values into a symbol of one PE."""
     runtime.memcpy_h2d(
-        runtime.get_id(name), values, x, 0, 1, 1, values.size, streaming=False,
+        runtime.get_id(name), values, x, y, 1, 1, values.size, streaming=False,
         data_type=MemcpyDataType.MEMCPY_32BIT, order=MemcpyOrder.ROW_MAJOR, nonblock=False,
     )  # fmt: skip
 
 
-def get(runtime: SdkRuntime, name: str, count: int, dtype: type = np.float32, x: int = 0) -> np.ndarray:
+def get(runtime: SdkRuntime, name: str, count: int, dtype: type = np.float32, x: int = 0, y: int = 0) -> np.ndarray:
     """32-bit values of a symbol of one PE."""
     result = np.zeros(count, dtype)
     runtime.memcpy_d2h(
-        result, runtime.get_id(name), x, 0, 1, 1, count, streaming=False,
+        result, runtime.get_id(name), x, y, 1, 1, count, streaming=False,
         data_type=MemcpyDataType.MEMCPY_32BIT, order=MemcpyOrder.ROW_MAJOR, nonblock=False,
     )  # fmt: skip
     return result

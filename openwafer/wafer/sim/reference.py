@@ -753,12 +753,12 @@ class ReferenceEngine(Engine):
                 if color in seen or color not in heads:
                     continue
                 state = pe.routes.get(color)
+                if state is not None and state.frozen:
+                    continue
                 if state is None or state.now() is None:
                     raise SimulationError(
                         "NoRoute", f"a wavelet of color {color} has no route", (pe.x, pe.y), self.now, None
                     )
-                if state.frozen:
-                    continue
                 rx, tx = state.positions[state.position]  # pyright: ignore[reportGeneralTypeIssues]
                 if not tx >> port & 1:
                     continue

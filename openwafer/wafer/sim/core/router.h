@@ -102,12 +102,13 @@ static uint64_t decide(Sim *sim, Pe *pe) {
   for (uint32_t left = turn_colors(colors, from); left; left &= left - 1) {
     int number = (__builtin_ctz(left) + from) % NUM_COLORS;
     const Color *color = pe->colors[number];
+    if (color->frozen) continue;
     if (!color->route || !(color->valid >> color->position & 1)) {
       fault_at(sim, pe, sim->now, FAULT_NO_ROUTE, number, 0, 0, -1);
       return NEVER;
     }
     uint32_t tx = color->tx[color->position];
-    if (!color->frozen && tx) by_port[__builtin_ctz(tx)] |= (uint32_t)1 << number;
+    if (tx) by_port[__builtin_ctz(tx)] |= (uint32_t)1 << number;
   }
   for (int port = 0; port < NUM_PORTS; port++) {
     if (!by_port[port]) continue;
