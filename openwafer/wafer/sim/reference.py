@@ -686,6 +686,8 @@ class ReferenceEngine(Engine):
             following = self.next_event()
             if following >= NEVER:
                 self.now = last
+                self.cores.clear()  # all sleep until something from outside wakes them
+                self.routers.clear()
                 return Stop.IDLE
             self.now = max(self.now + 1, min(following, limit))
         return Stop.DONE
@@ -781,7 +783,8 @@ class ReferenceEngine(Engine):
                 if not self.room(pe, state, wavelet, outs):
                     continue
                 taken.update(outs)
-                moves.append(lambda s=state, q=accepted[0][1], o=outs: self.move(pe, s, q, o))
+                port, queue = accepted[0]
+                moves.append(lambda s=state, p=port, q=queue, o=outs: self.move(pe, s, p, q, o))
         return moves
 
     def to_core(self, pe: Pe, wavelet: Wavelet) -> bool:
@@ -830,8 +833,11 @@ class ReferenceEngine(Engine):
         bit = 0 if out in (Port.EAST, Port.WEST) else 1
         return color ^ (state.route.swap >> bit & 1)
 
-    def move(self, pe: Pe, state: RouteState, queue: deque[Wavelet], outs: list[Port]) -> None:
+    def move(self, pe: Pe, state: RouteState, port: int, queue: deque[Wavelet], outs: list[Port]) -> None:
         wavelet = queue.popleft()
+        if port < Port.RAMP:  # the neighbour may have waited for room
+            dx, dy = _STEP[Port(port)]
+            self.wake_router(self.pe(pe.x + dx, pe.y + dy))
         command = wavelet.data >> 22 & 3 if wavelet.control else (1 if wavelet.advance else 0)
         sent = wavelet.data
         if wavelet.control:
