@@ -110,9 +110,8 @@ def directions(value: Any, node: ast.Node) -> int:
 
 def color_config(sema: Any, frame: Any, node: ast.Expr, color: int) -> ColorConfig:
     options = config(sema, frame.comptime(), node, _CONFIG)
-    base = _struct(options, "routes")
-    rx = directions(*base["rx"]) if "rx" in base else 0
-    tx = directions(*base["tx"]) if "tx" in base else 0
+    base = _struct(options, "routes") if _bits(options, "routes") is None else {}
+    rx, tx = _sides(options, "routes")
     positions: list[tuple[int, int] | None] | None = [(rx, tx)] if "routes" in options else None
     ring, pop, start = False, Pop.NO_POP, 0
     if "switches" in options:
@@ -146,16 +145,34 @@ def _positions(sema: Any, switches: Config, rx: int, tx: int) -> list[tuple[int,
     for name in ("pos1", "pos2", "pos3"):
         if name not in switches:
             break
-        position = _struct(switches, name)
-        if "invalid" in position:
+        bits = _bits(switches, name)
+        if bits == 0 or (bits is None and "invalid" in _struct(switches, name)):
             found.append(None)
             continue
-        if "rx" in position and "tx" in position and not sema.arch.switch_sets_both:
+        new_rx, new_tx = _sides(switches, name)
+        if new_rx and new_tx and not sema.arch.switch_sets_both:
             raise CslError(switches[name][1].span, f"a switch position of {sema.arch.name} changes rx or tx, not both")
-        rx = directions(*position["rx"]) if "rx" in position else rx
-        tx = directions(*position["tx"]) if "tx" in position else tx
+        rx, tx = new_rx or rx, new_tx or tx
         found.append((rx, tx))
     return found
+
+
+def _bits(options: Config, name: str) -> int | None:
+    """A route written as an integer of <directions>: bits 0 to 4 rx, 8 to 12 tx; None: it is a struct, or not there."""
+    value = options[name][0] if name in options else None
+    return int(value.value) if isinstance(value, Const) and isinstance(value.value, int) else None
+
+
+def _sides(options: Config, name: str) -> tuple[int, int]:
+    """rx and tx masks of a route, from either form."""
+    bits = _bits(options, name)
+    if bits is not None:
+        return bits & 0x1F, bits >> 8 & 0x1F
+    fields = _struct(options, name)
+    return (
+        directions(*fields["rx"]) if "rx" in fields else 0,
+        directions(*fields["tx"]) if "tx" in fields else 0,
+    )
 
 
 def _struct(options: Config, name: str) -> Config:
