@@ -20,6 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+PLACEHOLDER = "%python_sdk_paint"
+"""What scripts of SDK 2.10 say where those of 1.4 say `cs_python run.py`: no shell command, but a name its own
+test-suite replaces."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -73,6 +77,8 @@ def _run(script: Path, root: Path, scratch: Path, path: str, timeout: float) -> 
     with tempfile.TemporaryDirectory(dir=scratch) as copy:
         shutil.copytree(root, Path(copy) / "tree", symlinks=True, ignore=shutil.ignore_patterns(".git", "out*"))
         folder = Path(copy) / "tree" / script.relative_to(root).parent
+        own = folder / script.name
+        own.write_text(own.read_text().replace(PLACEHOLDER, "cs_python run.py"))
         modules = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(modules)}
         started = time.perf_counter()

@@ -198,6 +198,16 @@ class Route:
 
 
 @dataclass(frozen=True)
+class Preload:
+    """Bytes (uint8) that one PE's memory holds at the start, in place of its program's."""
+
+    x: int
+    y: int
+    address: int
+    data: np.ndarray
+
+
+@dataclass(frozen=True)
 class Image:
     """A compiled program.
 
@@ -212,6 +222,7 @@ class Image:
         routes_of: [height, width] int32 index into `route_tables`
         params, colors: of the root file, as strings, for out.json
         exports: name -> (type name, mutable) as the layout declared them
+        preloads: data of single PEs
     """
 
     arch: str
@@ -225,3 +236,4 @@ class Image:
     params: dict[str, str] = field(default_factory=dict)
     colors: dict[str, str] = field(default_factory=dict)
     exports: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    preloads: tuple[Preload, ...] = ()

@@ -22,7 +22,7 @@ from openwafer.wafer import image as image_module
 from openwafer.wafer import isa
 from openwafer.wafer.image import Image, SymbolKind
 
-VERSION = 1
+VERSION = 2
 
 
 class ImageError(OpenwaferError):

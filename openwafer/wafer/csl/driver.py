@@ -52,10 +52,26 @@ def compile_file(
 def _compile(path: Path, options: Options, progress: Callable[[int, int], None]) -> Image:
     compilation = Compilation(ARCHITECTURES[options.arch], options.import_paths, options.max_iterations)
     compilation.fabric, compilation.offset = options.fabric or (0, 0), options.offset
+    return _reported(compilation, lambda: _laid_out(compilation, path, options, progress))
+
+
+def _laid_out(compilation: Compilation, path: Path, options: Options, progress: Callable[[int, int], None]) -> Image:
+    placement, params = analyze_layout(compilation, str(path), options.params, options.colors)
+    _check_placement(placement, options)
+    return _image(compilation, placement, options, params, progress)
+
+
+def compile_placement(placement: Placement, options: Options) -> Image:
+    """The image of a placement that was not made by a layout block; errors as of compile_file."""
+    compilation = Compilation(ARCHITECTURES[options.arch], options.import_paths, options.max_iterations)
+    compilation.size = placement.size
+    return _reported(compilation, lambda: _image(compilation, placement, options, {}, lambda done, total: None))
+
+
+def _reported(compilation: Compilation, made: Callable[[], Image]) -> Image:
+    """What `made` gives, its errors as one CompileFailed."""
     try:
-        placement, params = analyze_layout(compilation, str(path), options.params, options.colors)
-        _check_placement(placement, options)
-        return _image(compilation, placement, options, params, progress)
+        return made()
     except CslError as error:
         compilation.diagnostics.add(error.diagnostic)
         compilation.diagnostics.check()
@@ -85,9 +101,11 @@ def _image(
         local.append({color: placement.known.setdefault(c, c) for color, c in made.colors.items()})
     for y in range(height):
         for x in range(width):
-            index = number_of[id(placement.tiles[x, y])]
-            program_of[y, x] = index
-            merged = sorted({**local[index], **placement.colors.get((x, y), {})}.items())
+            tile = placement.tiles.get((x, y))
+            if tile is not None:
+                program_of[y, x] = number_of[id(tile)]
+            own = local[program_of[y, x]] if tile is not None else {}
+            merged = sorted({**own, **placement.colors.get((x, y), {})}.items())
             key = tuple((color, id(config)) for color, config in merged)
             if key not in tables:
                 tables[key] = len(routes)

@@ -21,6 +21,8 @@ class Placement:
     """Filled by the layout's builtins; coordinates within the rectangle. Equal tiles or routes are one object."""
 
     size: tuple[int, int] = (0, 0)
+    is_sparse: bool = False
+    """Tiles without code are allowed: wires between regions of an SdkLayout."""
     tiles: dict[tuple[int, int], TileCode] = field(default_factory=dict)
     colors: dict[tuple[int, int], dict[int, ColorConfig]] = field(default_factory=dict)
     exports: dict[str, tuple[str, bool]] = field(default_factory=dict)

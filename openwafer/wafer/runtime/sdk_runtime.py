@@ -97,6 +97,7 @@ class SdkRuntime:
         self._pending: list[_Receive] = []
         self._number = 0
         self._started = 0.0
+        self._needs_memcpy = memcpy_required
         self._max_cycles = int(os.environ.get("OPENWAFER_MAX_CYCLES", MAX_CYCLES))
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -105,6 +106,8 @@ class SdkRuntime:
         """Put the program on the simulated wafer; with `trace`, or OPENWAFER_TRACE set, record one into that file."""
         self._started = time.perf_counter()
         self._engine = make_engine(self.image, trace=trace)
+        for own in self.image.preloads:
+            self._engine.write(own.x, own.y, own.address, own.data.tobytes())
 
     def run(self) -> None:
         """Start it."""
@@ -116,6 +119,8 @@ class SdkRuntime:
         engine = self._live()
         self._drain()
         self._wait()
+        if not self._needs_memcpy:  # nothing but the end of all activity tells that such a program is over
+            self._check_stop(engine.run_idle(self._max_cycles), "the program never comes to rest")
         self._running = False
         dump_core(self.image, engine, self._folder)
         self.save_trace()
@@ -294,6 +299,35 @@ class SdkRuntime:
         if array.size != count:
             raise RuntimeFailure(f"the array has {array.size} elements, the copy moves {count}")
 
+    # --- streams of an SdkLayout --------------------------------------------------------------------------------
+
+    def send(self, stream: Any, data: np.ndarray, nonblock: bool = True) -> Task:
+        """Words into an input stream; a stream of several tiles deals them out in equal parts, in order."""
+        engine = self._live()
+        if not stream.is_input:
+            raise RuntimeFailure("send: this is an output stream; receive takes from it")
+        words = _words(data)
+        if len(words) % len(stream.tiles):
+            raise RuntimeFailure(f"send: {len(words)} words cannot be dealt to the stream's {len(stream.tiles)} tiles")
+        for (x, y), part in zip(stream.tiles, np.split(words, len(stream.tiles)), strict=True):
+            engine.send(x, y, stream.color.value, part)
+        return self._task()
+
+    def receive(self, stream: Any, target: np.ndarray, count: int, nonblock: bool = True) -> Task:
+        """`count` words from an output stream into an array of 32-bit elements."""
+        self._live()
+        if stream.is_input:
+            raise RuntimeFailure("receive: this is an input stream; send gives to it")
+        self._check_array(target, count)
+        if count % len(stream.tiles):
+            raise RuntimeFailure(f"receive: {count} words cannot come in equal parts from {len(stream.tiles)} tiles")
+        (x, y), (last_x, last_y) = stream.tiles[0], stream.tiles[-1]
+        roi, length = (x, y, last_x - x + 1, last_y - y + 1), count // len(stream.tiles)
+        self._pending.append(_Receive(target, stream.color.value, roi, length, MemcpyOrder.ROW_MAJOR))
+        if not nonblock:
+            self._drain()
+        return self._task()
+
     # --- launches ---------------------------------------------------------------------------------------------------
 
     def launch(self, name: str, *arguments: Any, nonblock: bool = False) -> Task:
@@ -396,3 +430,13 @@ class SdkRuntime:
             raise RuntimeFailure(f'PE ({x}, {y}), {program.name}, has no variable "{name}"')
         data = self._loaded().read(x, y, found[0].value, found[0].size_bytes)
         return np.frombuffer(data, dtype)
+
+
+def _words(data: np.ndarray) -> np.ndarray:
+    """One wavelet an element: uint32."""
+    flat = np.ascontiguousarray(data).ravel()
+    if flat.dtype.itemsize == 4:
+        return flat.view(np.uint32)
+    if flat.dtype.itemsize == 2:
+        return flat.view(np.uint16).astype(np.uint32)
+    raise RuntimeFailure(f"a stream carries elements of 16 or 32 bits, found {flat.dtype}")

@@ -844,6 +844,8 @@ class ReferenceEngine(Engine):
             sent = self.popped(state, wavelet.data, command)
         for out in outs:
             if out == Port.HOST:
+                if wavelet.control and wavelet.data >> 24 & 1:
+                    continue
                 pe.host_out.setdefault(wavelet.color, deque()).append(wavelet.data)
             elif out == Port.RAMP:
                 self.deliver(pe, state, wavelet)

@@ -187,6 +187,7 @@ static void enter(Sim *sim, Pe *pe, Color *color, int port, Wavelet w) {
 }
 
 static void to_host(Sim *sim, Pe *pe, Color *color, const Wavelet *w) {
+  if (w->control && w->data >> 24 & 1) return; /* "not to the core" is not for the host either */
   push(sim, &color->host_out, *w);
   if (sim->mode != RUN_RECEIVED || sim->color != color->color || (int64_t)color->host_out.len != sim->count) return;
   int x = pe->x, y = pe->y;
