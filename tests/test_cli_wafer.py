@@ -87,7 +87,6 @@ def test_info(out, capsys):
 
 
 def test_trace_of_a_script_and_of_a_file(out, capfd, monkeypatch):
-    monkeypatch.setenv("OPENWAFER_ENGINE", "reference")  # the one that notes events of single PEs
     code = cli.main(["wafer", "trace", str(EXAMPLE / "run.py"), "--name", "out"])
     text = capfd.readouterr().out
     assert code == 0

@@ -10,7 +10,7 @@ draw() {
   local name=$1
   shift
   # The events of single PEs, which the timelines show, are noted by the reference engine.
-  OPENWAFER_ENGINE=reference openwafer wafer trace --png "$images/$name-trace.png" --title "$name" \
+  openwafer wafer trace --png "$images/$name-trace.png" --title "$name" \
     "$examples/$name/run.py" "$@"
   openwafer wafer info out --png "$images/$name-routes.png" --title "$name" > /dev/null
 }

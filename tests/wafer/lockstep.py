@@ -16,9 +16,13 @@ from openwafer.wafer.sim.reference import ReferenceEngine
 class LockstepEngine(Engine):
     """See sim/engine.py; raises AssertionError where the engines differ."""
 
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: Image, watched: bool = False) -> None:
         super().__init__(image)
         self.slow, self.fast = ReferenceEngine(image), CoreEngine(image)
+        if watched:
+            width, height = image.size
+            pes = [(x, y) for y in range(height) for x in range(width)]
+            assert self.slow.watch(pes, 1000) and self.fast.watch(pes, 1000)
 
     @property
     def cycle(self) -> int:
@@ -85,6 +89,7 @@ class LockstepEngine(Engine):
         )
         assert self.slow.log() == self.fast.log()
         assert self.slow.waits() == self.fast.waits()
+        assert sorted(map(str, self.slow.events())) == sorted(map(str, self.fast.events()))
         width, height = self.image.size
         for y in range(height):
             for x in range(width):

@@ -21,7 +21,7 @@ def agree(seed: int) -> None:
     """Launches, sends and runs of one random image on both engines."""
     image = random_image(seed)
     r = random.Random(~seed)
-    engine = LockstepEngine(image)
+    engine = LockstepEngine(image, watched=seed % 4 == 0)
     width, height = image.size
     try:
         for _ in range(3):

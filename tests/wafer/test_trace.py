@@ -87,7 +87,6 @@ def test_slices_are_joined_when_there_are_many(tmp_path, monkeypatch):
 
 
 def test_events_tell_what_threads_did(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENWAFER_ENGINE", "reference")
     _, trace = traced_run(tmp_path)
     assert trace.watched == [(0, 0), (1, 0)]
     rows = [(*row, trace.names[name]) for row, name in zip(trace.events.tolist(), trace.event_names, strict=True)]
@@ -105,7 +104,6 @@ def test_events_tell_what_threads_did(tmp_path, monkeypatch):
 def test_a_deadlock_leaves_a_trace(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENWAFER_TRACE", str(tmp_path / "trace.npz"))
     monkeypatch.setenv("OPENWAFER_TRACE_PES", "1,0")
-    monkeypatch.setenv("OPENWAFER_ENGINE", "reference")
     build(tmp_path, BODY, EXPORTS, width=2, routes=ROUTES.replace("tx = .{EAST}", "tx = .{RAMP}"))
     runtime = SdkRuntime(tmp_path / "out")
     runtime.load()

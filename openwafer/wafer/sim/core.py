@@ -17,9 +17,20 @@ import numpy as np
 from openwafer.wafer.arch import ARCHITECTURES, MEMORY_BYTES, NUM_COLORS, Port
 from openwafer.wafer.image import Filter, Image, Location, Pop, Program, Route, Task
 from openwafer.wafer.isa import Completion, DsrFile, DsrLoad, Op, Sys, V, Vector
-from openwafer.wafer.sim.engine import Engine, LogLine, SimulationError, Stats, Stop, Wait, check_address
+from openwafer.wafer.sim.engine import (
+    Engine,
+    Event,
+    EventKind,
+    LogLine,
+    SimulationError,
+    Stats,
+    Stop,
+    Wait,
+    check_address,
+)
 from openwafer.wafer.sim.numerics import formatted
 from openwafer.wafer.sim.reference import STACK_SLOTS
+from openwafer.wafer.sim.watch import named_operation, named_task
 from openwafer.wafer.sim.widths import WIDTHS
 
 NONE = 0xFF
@@ -82,6 +93,9 @@ def library() -> Any:
     core.ow_launch.argtypes = [
         ctypes.c_void_p, *[ctypes.c_int32] * 4, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32,
     ]  # fmt: skip
+    core.ow_watch.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64]
+    core.ow_events.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    core.ow_events.restype = ctypes.c_int64
     core.ow_add_routes.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32]
     core.ow_waits.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     for name in ("free", "cycle", "log", "reserve", "add_program", "start", "fault", "totals", "activity"):
@@ -90,6 +104,12 @@ def library() -> Any:
             "fault": [ctypes.c_void_p], "totals": [ctypes.c_void_p], "activity": [ctypes.c_void_p] * 2,
         }.get(name, [])]  # fmt: skip
     return core
+
+
+_EVENT = np.dtype(
+    [(n, "i8") for n in ("start", "end", "name")] + [(n, "i4") for n in ("pe", "thread", "kind", "unused")]
+)
+_EVENT_KINDS = (EventKind.TASK, EventKind.VECTOR, EventKind.STALL)
 
 
 class CoreEngine(Engine):
@@ -246,11 +266,8 @@ class CoreEngine(Engine):
         where = pe % self.width, pe // self.width
         if thread == 8:
             return Wait(where, "input", f"{b} wavelets of color {a} that nothing takes", None)
-        texts = (
-            "its turn", f"a data wavelet of color {a} in input queue {b}", f"an element in FIFO {a}",
-            f"room in output queue {a}", f"room in FIFO {a}",
-        )  # fmt: skip
-        return Wait(where, "main" if thread < 0 else f"microthread {thread}", texts[what], self._place(pe, pc))
+        name = "main" if thread < 0 else f"microthread {thread}"
+        return Wait(where, name, _waits_for(what, a, b), self._place(pe, pc))
 
     def log(self) -> list[LogLine]:
         totals = np.zeros(4, np.int64)
@@ -270,6 +287,28 @@ class CoreEngine(Engine):
             *ended, open_lines[pe] = (line + text).split("\n")
             lines += [LogLine(cycle, (pe % self.width, pe // self.width), part) for part in ended]
         return sorted(lines, key=lambda made: (made.cycle, made.pe[1], made.pe[0]))
+
+    def watch(self, pes: list[tuple[int, int]], limit: int) -> bool:
+        for x, y in pes:
+            self._core.ow_watch(self._sim, self._number(x, y), limit)
+        return True
+
+    def events(self) -> list[Event]:
+        rows = np.zeros(self._core.ow_events(self._sim, None, 0), _EVENT)
+        self._core.ow_events(self._sim, _at(rows), len(rows))
+        made = [self._event(*row) for row in rows.tolist()]
+        return sorted(made, key=lambda e: (e.start, e.pe[1], e.pe[0]))
+
+    def _event(self, start: int, end: int, name: int, pe: int, thread: int, kind: int, _: int) -> Event:
+        what = _EVENT_KINDS[kind]
+        if what == EventKind.TASK:
+            text = named_task(self._program(pe), name, self._place(pe, name))
+        elif what == EventKind.VECTOR:
+            text = named_operation(V(name >> 32), self._place(pe, name & 0xFFFFFFFF))
+        else:
+            text = _waits_for(name >> 48, name >> 24 & 0xFFFFFF, name & 0xFFFFFF)
+        where = pe % self.width, pe // self.width
+        return Event(where, "main" if thread == 8 else f"microthread {thread}", what, start, end, text)
 
     def stats(self) -> Stats:
         totals = np.zeros(4, np.int64)
@@ -337,6 +376,14 @@ def _route_row(color: int, route: Route) -> tuple[int, ...]:
         int(f.count_control), int(f.filter_control), f.init_counter, f.max_counter, f.limit1, f.limit2, f.min_idx,
         f.max_idx,
     )  # fmt: skip
+
+
+def _waits_for(what: int, a: int, b: int) -> str:
+    """An obstacle of core/machine.h, or a stall of core/watch.h, as the reference words it."""
+    return (
+        "its turn", f"a data wavelet of color {a} in input queue {b}", f"an element in FIFO {a}",
+        f"room in output queue {a}", f"room in FIFO {a}", "its block bit", "a microthread or an iterator",
+    )[what]  # fmt: skip
 
 
 def _text(kind: int, a: int, b: int, c: int, program: Program | None) -> tuple[str, str]:

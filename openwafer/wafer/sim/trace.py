@@ -125,7 +125,7 @@ class TracingEngine(Engine):
         if engine.watch(chosen, MAX_EVENTS_PER_PE):
             self._record.watched = chosen
         elif pes is not None:
-            raise TraceError("this engine notes no events of single PEs; OPENWAFER_ENGINE=reference does, slowly")
+            raise TraceError("this engine notes no events of single PEs")
         # A script that fails leaves a trace too: that is when it is wanted most.
         self._finish = weakref.finalize(self, _finish, engine, self._record)
 

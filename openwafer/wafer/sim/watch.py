@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
-from openwafer.wafer.image import Location
+from openwafer.wafer.image import Location, Program
+from openwafer.wafer.isa import V
 from openwafer.wafer.sim.engine import Event, EventKind
 
 MAIN = "main"
@@ -31,10 +32,22 @@ class Watch:
         task = True if pe.running else None
         known = self.open.get((MAIN, EventKind.TASK))
         if (task is None) != (known is None):
-            self._set(MAIN, EventKind.TASK, task, now if task else pe.ready, _function(pe) if task else "")
+            self._set(
+                MAIN,
+                EventKind.TASK,
+                task,
+                now if task else pe.ready,
+                named_task(pe.program, pe.pc, pe.place()) if task else "",
+            )
         for thread, operation in _operations(pe):
             at = now if operation is not None else now + 1
-            self._set(thread, EventKind.VECTOR, operation, at, _operation(operation) if operation else "")
+            self._set(
+                thread,
+                EventKind.VECTOR,
+                operation,
+                at,
+                named_operation(operation.op, operation.place) if operation else "",
+            )
 
     def events(self, now: int) -> Iterator[Event]:
         """All so far; what is still going on ends now."""
@@ -77,13 +90,15 @@ def _operations(pe: Any) -> Iterator[tuple[str, Any]]:
         yield f"microthread {number}", thread
 
 
-def _function(pe: Any) -> str:
-    found = (f.name for f in pe.program.functions if f.entry == pe.pc)
-    return f"{next(found, 'task')}{_at(pe.place())}"
+def named_task(program: Program, pc: int, place: Location | None) -> str:
+    """A task by the instruction it begins with."""
+    found = (f.name for f in program.functions if f.entry == pc)
+    return f"{next(found, 'task')}{_at(place)}"
 
 
-def _operation(operation: Any) -> str:
-    return f"{operation.op.name.lower()}{_at(operation.place)}"
+def named_operation(op: V, place: Location | None) -> str:
+    """A vector operation."""
+    return f"{op.name.lower()}{_at(place)}"
 
 
 def _at(place: Location | None) -> str:

@@ -34,7 +34,7 @@ static void *copy(Sim *sim, const void *from, size_t bytes) {
 
 static void free_tables(Sim *sim) {
   free(sim->pes), free(sim->cores), free(sim->core_next), free(sim->routers), free(sim->router_next), free(sim->plans);
-  free(sim->moves), free(sim->log), free(sim);
+  free(sim->moves), free(sim->log), free(sim->events), free(sim);
 }
 
 API Sim *ow_new(int32_t width, int32_t height, int32_t is_wse3, const int32_t *timing, const int32_t *iq_depth,
@@ -347,6 +347,32 @@ API void ow_activity(const Sim *sim, int64_t *busy, int64_t *links) {
     busy[i] = sim->pes[i].busy;
     memcpy(links + 4 * (size_t)i, sim->pes[i].links, sizeof sim->pes[i].links);
   }
+}
+
+/* Notes what a PE does from now on, at most `limit` events of the end of which is known. */
+API void ow_watch(Sim *sim, int32_t pe, int64_t limit) {
+  Watch *watch = take(sim, sizeof(Watch));
+  watch->left = limit;
+  sim->pes[pe].watch = watch;
+}
+
+/* The events so far, those that still go on ending now; at most `room` rows, the number of all. */
+API int64_t ow_events(Sim *sim, EventRow *rows, int64_t room) {
+  int64_t found = 0;
+  for (; found < sim->num_events; found++)
+    if (found < room) rows[found] = sim->events[found];
+  for (int32_t i = 0; i < sim->num_pes; i++) {
+    const Watch *watch = sim->pes[i].watch;
+    for (int n = 0; watch && n < (NUM_THREADS + 1) * NUM_EVENT_KINDS; n++) {
+      const Open *open = &watch->open[n / NUM_EVENT_KINDS][n % NUM_EVENT_KINDS];
+      if (!open->what) continue;
+      uint64_t end = open->start > sim->now ? open->start : sim->now;
+      if (found < room)
+        rows[found] = (EventRow){open->start, end, open->name, i, n / NUM_EVENT_KINDS, n % NUM_EVENT_KINDS, 0};
+      found++;
+    }
+  }
+  return found;
 }
 
 API const LogEntry *ow_log(const Sim *sim) { return sim->log; }

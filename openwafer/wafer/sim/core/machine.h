@@ -160,6 +160,7 @@ typedef struct {
   int32_t index, pc; /* index -1: none */
   uint32_t sum;
   uint64_t length, position;
+  uint64_t serial; /* tells one start from another */
   Completion completion;
   Source dest, src0, src1, scalar;
 } Operation;
@@ -193,6 +194,7 @@ typedef struct {
   Queue *outputs; /* [8] */
   Launch *launches, **last_launch;
   int64_t busy, links[4];
+  struct Watch *watch; /* NULL: not watched */
   Color *colors[NUM_COLORS];
 } Pe;
 
@@ -200,6 +202,7 @@ typedef struct {
 
 typedef struct { uint64_t cycle, order; int64_t a, b, c; int32_t kind, pe, pc; } Fault;
 typedef struct { uint64_t cycle; int64_t value; int32_t pe, kind, form, unused; } LogEntry; /* kind: SYS call */
+typedef struct { uint64_t start, end; int64_t name; int32_t pe, thread, kind, unused; } EventRow; /* see watch.h */
 typedef struct { int32_t pe, port; Color *color; uint32_t outs; } Move;
 
 typedef struct {
@@ -225,6 +228,9 @@ typedef struct {
   int32_t phase; /* 0 core, 1 router: the order of faults of one cycle */
   LogEntry *log;
   int64_t num_log, log_capacity;
+  EventRow *events;
+  int64_t num_events, events_capacity;
+  uint64_t serial;
   int64_t instructions, elements, hops;
   /* the condition of the present run */
   int32_t mode, x0, y0, x1, y1, color;

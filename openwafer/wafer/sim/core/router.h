@@ -96,26 +96,27 @@ static inline uint32_t turn_colors(uint32_t colors, int from) {
 static uint64_t decide(Sim *sim, Pe *pe) {
   uint8_t ports[NUM_COLORS];
   uint64_t next = NEVER;
-  uint32_t colors = ready_colors(sim, pe, ports, &next), taken = 0, by_port[NUM_PORTS] = {0};
+  uint32_t colors = ready_colors(sim, pe, ports, &next), taken = 0, lost = 0, by_port[NUM_PORTS] = {0};
   if (!colors) return next;
-  int from = (int)(sim->now % NUM_COLORS);
-  for (uint32_t left = turn_colors(colors, from); left; left &= left - 1) {
-    int number = (__builtin_ctz(left) + from) % NUM_COLORS;
+  for (uint32_t left = colors; left; left &= left - 1) {
+    int number = __builtin_ctz(left);
     const Color *color = pe->colors[number];
     if (color->frozen) continue;
     if (!color->route || !(color->valid >> color->position & 1)) {
-      fault_at(sim, pe, sim->now, FAULT_NO_ROUTE, number, 0, 0, -1);
-      return NEVER;
+      lost |= (uint32_t)1 << number;
+      by_port[0] |= (uint32_t)1 << number;
+      continue;
     }
     uint32_t tx = color->tx[color->position];
     if (tx) by_port[__builtin_ctz(tx)] |= (uint32_t)1 << number;
   }
   for (int port = 0; port < NUM_PORTS; port++) {
     if (!by_port[port]) continue;
-    from = (int)((sim->now + (uint64_t)port) % NUM_COLORS);
+    int from = (int)((sim->now + (uint64_t)port) % NUM_COLORS);
     for (uint32_t left = turn_colors(by_port[port], from); left; left &= left - 1) {
       int number = (__builtin_ctz(left) + from) % NUM_COLORS;
       Color *color = pe->colors[number];
+      if (lost >> number & 1) { fault_at(sim, pe, sim->now, FAULT_NO_ROUTE, number, 0, 0, -1); return NEVER; }
       uint32_t accepted = ports[number] & color->rx[color->position], outs = color->tx[color->position];
       if (!accepted) continue;
       if (accepted & (accepted - 1)) { fault_at(sim, pe, sim->now, FAULT_COLLISION, number, 0, 0, -1); return NEVER; }

@@ -2,7 +2,7 @@
 #ifndef THREAD_H
 #define THREAD_H
 
-#include "vector.h"
+#include "watch.h"
 
 /* ---- tasks ------------------------------------------------------------------------------------------------------- */
 
@@ -459,7 +459,7 @@ static void run_main(Sim *sim, Pe *pe, uint64_t now, uint64_t until) {
 /* ---- one step of a core ------------------------------------------------------------------------------------------ */
 
 static inline int may_run_ahead(const Sim *sim, const Pe *pe) {
-  if (pe->threads_mask) return 0;
+  if (pe->threads_mask || pe->watch) return 0;
   if (sim->mode == RUN_IDLE) return 1;
   if (sim->mode != RUN_COMMANDS || pe->cmd_done) return 0;
   int x = pe->x, y = pe->y;
@@ -524,6 +524,7 @@ static int step_core(Sim *sim, Pe *pe) {
   uint64_t now = sim->now;
   if (pe->failed) { sim->core_next[pe->number] = NEVER; return 0; }
   int picked = PICK_NONE, main = main_ready(sim, pe, now, &picked);
+  if (pe->watch) watch_before(sim, pe, now, main);
   if (!pe->threads_mask) {
     if (main) {
       pe->turn[1] = 0;
@@ -548,6 +549,7 @@ static int step_core(Sim *sim, Pe *pe) {
       else thread_step(sim, pe, now, chosen);
     }
   }
+  if (pe->watch && main) watch_after(sim, pe, now);
   if (pe->failed) { sim->core_next[pe->number] = NEVER; return 1; }
   if (!main) sim->core_next[pe->number] = next_time(pe, now);
   else if (pe->threads_mask) sim->core_next[pe->number] = now + 1;

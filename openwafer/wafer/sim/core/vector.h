@@ -166,6 +166,7 @@ static void start_operation(Sim *sim, Pe *pe, uint64_t now, const Vector *v, Ope
   uint64_t length;
   o->op = (uint8_t)v->op;
   o->pc = pe->pc;
+  o->serial = sim->serial++;
   o->index = v->index >= 0 ? (int32_t)(pe->frames[pe->fp + v->index] & 0xFFFF) : -1;
   element_sizes(o->op, o->sizes);
   if (known_length(&o->src0, &length) || known_length(&o->src1, &length) || known_length(&o->dest, &length))
