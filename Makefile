@@ -4,6 +4,7 @@
 #   make check     format, lint, types, floors
 #   make bench     the measurements of README.md (long); DEEPSPEED_PYTHON=VENV/bin/python for its rows, see benchmarks/peers.py
 #   make conformance EXAMPLES=path/to/csl-examples   the public CSL examples, one row each
+#   make sanitize  the CSL tests with the fast engine built under ASan and UBSan (gcc or clang)
 #   make bench-gpu tests and measurements that need a CUDA device
 #
 # On Linux the package index serves PyTorch with CUDA (several GB). For the CPU build:
@@ -17,7 +18,7 @@ EXTRAS    := dev,hf,keras,parquet,tensorboard
 # Keras picks its backend when it is imported.
 export KERAS_BACKEND ?= torch
 
-.PHONY: all demo test check bench bench-gpu conformance clean
+.PHONY: all demo test check bench bench-gpu conformance sanitize clean
 
 all: check test
 
@@ -43,6 +44,19 @@ bench-gpu: $(READY)
 
 conformance: $(READY)
 	$(BIN)/python -m openwafer.wafer.conformance $(EXAMPLES)
+
+SANITIZED := build/_core_sanitized.so
+CORE      := openwafer/wafer/sim/core
+
+$(SANITIZED): $(wildcard $(CORE)/*)
+	mkdir -p build
+	cc -std=c11 -g -O1 -ffp-contract=off -fPIC -shared -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+		-fno-omit-frame-pointer -o $@ $(CORE)/core.c -lm
+
+# Python itself is not instrumented: its leaks are not ours to find.
+sanitize: $(READY) $(SANITIZED)
+	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		OPENWAFER_CORE=$(abspath $(SANITIZED)) $(BIN)/python -m pytest tests/wafer -p no:cacheprovider
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -142,6 +142,10 @@ class Program:
     locations: np.ndarray
     places: tuple[Location, ...]
 
+    def message(self, number: int) -> str:
+        """A text that a program prints by its number, which it computes at run time; none for one that is not there."""
+        return self.messages[number] if 0 <= number < len(self.messages) else ""
+
 
 class Pop(IntEnum):
     """What a router takes off a control wavelet's list of commands."""

@@ -21,6 +21,7 @@ from openwafer.base.errors import OpenwaferError
 from openwafer.wafer import image as image_module
 from openwafer.wafer import isa
 from openwafer.wafer.image import Image, SymbolKind
+from openwafer.wafer.image_check import check
 
 VERSION = 2
 
@@ -57,7 +58,9 @@ def load(folder: Path) -> Image:
         content = json.loads(arrays["json"].tobytes().decode())
         if content["version"] != VERSION:
             raise ImageError(f"{path} has version {content['version']}, this program reads {VERSION}: compile it again")
-        return _object(Image, content["image"], arrays)
+        image = _object(Image, content["image"], arrays)
+        check(image)
+        return image
     except (
         ValueError,
         KeyError,

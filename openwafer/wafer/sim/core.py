@@ -283,7 +283,7 @@ class CoreEngine(Engine):
             if entry["kind"] == Sys.LOG_VALUE:
                 open_lines[pe] = line + formatted(int(entry["value"]), int(entry["form"]))
                 continue
-            text = self._program(pe).messages[entry["value"]] if entry["kind"] == Sys.LOG_STRING else "\n"
+            text = self._program(pe).message(int(entry["value"])) if entry["kind"] == Sys.LOG_STRING else "\n"
             *ended, open_lines[pe] = (line + text).split("\n")
             lines += [LogLine(cycle, (pe % self.width, pe // self.width), part) for part in ended]
         return sorted(lines, key=lambda made: (made.cycle, made.pe[1], made.pe[0]))

@@ -548,7 +548,7 @@ class Pe:
             self.oq_color[queue] = color
         elif call == Sys.LOG_STRING:
             assert self.program is not None
-            *ended, self.line = (self.line + self.program.messages[first]).split("\n")
+            *ended, self.line = (self.line + self.program.message(first)).split("\n")
             self.engine.lines += [LogLine(self.engine.now, (self.x, self.y), text) for text in ended]
         elif call == Sys.LOG_VALUE:
             self.line += numerics.formatted(first, second)
