@@ -125,7 +125,11 @@ def _code(program: Program) -> Iterator[str]:
     if entries[0] != 0 or (np.diff(entries) <= 0).any() or entries[-1] >= count:
         yield "functions that do not lie one after another"
         return
-    if (slots < 0).any() or (slots > MAX_SLOTS).any() or any(not 0 <= f.num_args <= MAX_SLOTS for f in program.functions):
+    if (
+        (slots < 0).any()
+        or (slots > MAX_SLOTS).any()
+        or any(not 0 <= f.num_args <= MAX_SLOTS for f in program.functions)
+    ):
         yield f"a function with more than {MAX_SLOTS} slots"
         return
     owner = np.searchsorted(entries, np.arange(count), side="right") - 1

@@ -72,6 +72,9 @@ def _reported(compilation: Compilation, made: Callable[[], Image]) -> Image:
     """What `made` gives, its errors as one CompileFailed."""
     try:
         return made()
+    except RecursionError:
+        compilation.diagnostics.add(Diagnostic("the program nests too deeply for the compiler", None))
+        raise CompileFailed(compilation.diagnostics.text(), tuple(compilation.diagnostics.items)) from None
     except CslError as error:
         compilation.diagnostics.add(error.diagnostic)
         compilation.diagnostics.check()

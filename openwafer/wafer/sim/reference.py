@@ -393,12 +393,12 @@ class Pe:
                 self.running = False
         elif op in (Op.LD, Op.LDX):
             size = isa.SIZE_BYTES[T(kind)]
-            address = r[fp + b] + (c if op == Op.LD else r[fp + c] * size)
+            address = numerics.wrap(r[fp + b] + (c if op == Op.LD else r[fp + c] * size), T.I64)
             r[fp + a] = numerics.wrap(self.read(address, size), T(kind)) if kind < T.F16 else self.read(address, size)
             cost = timing["load"]
         elif op in (Op.ST, Op.STX):
             size = isa.SIZE_BYTES[T(kind)]
-            address = r[fp + b] + (c if op == Op.ST else r[fp + c] * size)
+            address = numerics.wrap(r[fp + b] + (c if op == Op.ST else r[fp + c] * size), T.I64)
             self.write(address, size, r[fp + a])
             cost = timing["store"]
         elif op == Op.CVT:

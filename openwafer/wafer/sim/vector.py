@@ -231,7 +231,7 @@ class Operation:
         thread = vector.microthread
         if not vector.is_async and loads:
             made.is_async, made.completion, made.priority = True, loads[0].completion, loads[0].priority
-        elif loads and vector.completion == isa.NOTHING:
+        elif loads and vector.completion.activate is None and vector.completion.unblock_kind == isa.Block.NONE:
             made.completion = loads[0].completion
         thread = next((load.microthread for load in loads if load.microthread is not None), thread)
         made.microthread = thread if thread is not None else made.default_thread()

@@ -63,8 +63,10 @@ def set_tile_code(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Va
     params: list[tuple[str, Const]] = []
     if len(node.arguments) > 3:
         value = sema.constant(frame, node.arguments[3])
-        if value.type != ty.VOID:
+        if isinstance(value.value, StructValue):
             params = sorted(value.value.fields, key=lambda item: item[0])
+        elif value.type != ty.VOID:
+            raise CslError(node.arguments[3].span, f"parameters are a struct .{{ .name = value }}, found {value.type}")
     placement.put(x, y, TileCode(path, tuple(params)))
     return VOID
 
