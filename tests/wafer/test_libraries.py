@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from openwafer.wafer import image_file
 from openwafer.wafer.csl.driver import Options, compile_file
-from tests.wafer.programs import get, put, start
+from tests.wafer.programs import build, get, put, start
 
 COLLECTIVES_LAYOUT = """
 param width: u16;
@@ -110,3 +111,87 @@ def test_collectives(tmp_path: Path, arch: str, dim: str, size: int) -> None:
         np.testing.assert_array_equal(results[root][2], data[:, :n].ravel())
         np.testing.assert_array_equal(results[root][3], data.sum(0))
     runtime.stop()
+
+
+MATH_PE = """
+const math = @import_module("<math>");
+const N: u16 = 160;
+var v = @zeros([N]f32);
+var y = @zeros([N]f32);
+var v_ptr: [*]f32 = &v;
+var y_ptr: [*]f32 = &y;
+fn main() void {
+  for (@range(u16, N)) |i| { y[i] = CALL; }
+  sys.unblock_cmd_stream();
+}
+comptime {
+  @export_symbol(v_ptr, "v");
+  @export_symbol(y_ptr, "y");
+  @export_symbol(main);
+}
+"""
+EXPORTS = '@export_name("v", [*]f32, true); @export_name("y", [*]f32, true); @export_name("main", fn() void);'
+NEAR = np.concatenate([np.linspace(-10, 10, 121), np.linspace(-300, 300, 39)])
+POSITIVE = np.concatenate([np.geomspace(1e-40, 1e38, 120), np.linspace(0.5, 2, 40)])
+WIDE = np.concatenate([np.linspace(-103, 88, 120), np.linspace(-1, 1, 40)])
+
+
+@pytest.mark.parametrize(
+    ("call", "values", "expected", "ulps"),
+    [
+        ("math.exp(v[i])", WIDE, np.exp, 2),
+        ("math.log(v[i])", POSITIVE, np.log, 2),
+        ("math.sqrt(v[i])", POSITIVE, np.sqrt, 1),
+        ("math.invsqrt(v[i])", POSITIVE, lambda v: 1 / np.sqrt(v), 2),
+        ("math.floor(v[i])", NEAR, np.floor, 0),
+        ("math.ceil(v[i])", NEAR, np.ceil, 0),
+        ("math.pow(v[i], 7.0)", NEAR, lambda v: v**7, 4),
+        ("math.pow(v[i], -0.5)", POSITIVE, lambda v: v**-0.5, 90),
+        ("@as(f32, math.sin(@as(f16, v[i])))", NEAR, None, 0),
+    ],
+)
+def test_math(tmp_path: Path, call: str, values: np.ndarray, expected: Any, ulps: float) -> None:
+    """Against numpy in f64, in units of the last place of the f32 result."""
+    given = values.astype(np.float32)
+    build(tmp_path, MATH_PE.replace("CALL", call), EXPORTS)
+    runtime = start(tmp_path)
+    put(runtime, "v", given)
+    runtime.launch("main")
+    found = get(runtime, "y", given.size)
+    runtime.stop()
+    if expected is None:
+        want = np.sin(given.astype(np.float16).astype(np.float64)).astype(np.float16)
+        np.testing.assert_allclose(found, want.astype(np.float32), atol=1e-3)
+        return
+    exact = expected(given.astype(np.float64))
+    unit = np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
+    assert np.max(np.abs(found - exact) / unit) <= ulps + 0.5
+
+
+@pytest.mark.parametrize(("call", "expected"), [("math.sin(v[i])", np.sin), ("math.cos(v[i])", np.cos)])
+def test_circle_functions(tmp_path: Path, call: str, expected: Any) -> None:
+    """Within 2 ulp of 1 up to 8,192."""
+    given = NEAR.astype(np.float32)
+    given[-40:] = np.linspace(-8192, 8192, 40)
+    build(tmp_path, MATH_PE.replace("CALL", call), EXPORTS)
+    runtime = start(tmp_path)
+    put(runtime, "v", given)
+    runtime.launch("main")
+    found = get(runtime, "y", given.size)
+    runtime.stop()
+    np.testing.assert_allclose(found, expected(given.astype(np.float64)), atol=2.4e-7, rtol=0)
+
+
+def test_math_of_special_values(tmp_path: Path) -> None:
+    special = np.full(160, 1, np.float32)
+    special[:6] = [np.inf, -np.inf, np.nan, 0.0, -1.0, 1e30]
+    with np.errstate(all="ignore"):
+        for name, wanted in (("exp", np.exp), ("log", np.log), ("floor", np.floor)):
+            folder = tmp_path / name
+            folder.mkdir()
+            build(folder, MATH_PE.replace("CALL", f"math.{name}(v[i])"), EXPORTS)
+            runtime = start(folder)
+            put(runtime, "v", special)
+            runtime.launch("main")
+            np.testing.assert_allclose(get(runtime, "y", 160)[:6], wanted(special[:6]), rtol=1e-6)
+            runtime.stop()

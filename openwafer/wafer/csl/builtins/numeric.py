@@ -270,8 +270,22 @@ def set_config(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value
     return VOID
 
 
+def _range_part(part: str) -> Any:
+    def read(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+        count(node, 1)
+        value = sema.value(frame, node.arguments[0])
+        if not isinstance(value, Const) or not isinstance(value.value, RangeValue):
+            raise CslError(node.span, f"@range_{part} takes a @range, found {value.type}")
+        return getattr(value.value, part)
+
+    return read
+
+
 BUILTINS = {
     "as": as_,
+    "range_start": _range_part("start"),
+    "range_stop": _range_part("stop"),
+    "range_step": _range_part("step"),
     "bitcast": bitcast,
     "ptrcast": ptrcast,
     "zeros": zeros,
