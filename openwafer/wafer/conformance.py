@@ -34,6 +34,7 @@ class Outcome:
     seconds: float
     message: str
     cycles: int
+    tile_cycles_per_s: float
 
 
 def main() -> int:
@@ -54,7 +55,8 @@ def main() -> int:
             for outcome in pool.map(lambda s: _run(s, args.examples, Path(scratch), path, args.timeout), scripts):
                 passed += outcome.passed
                 state = "pass" if outcome.passed else "FAIL"
-                end = f"{outcome.cycles} cycles" if outcome.passed else outcome.message
+                speed = f"{outcome.cycles} cycles, {outcome.tile_cycles_per_s / 1e6:.1f} M tile-cycles/s"
+                end = speed if outcome.passed else outcome.message
                 print(f"{state}  {outcome.script}  {outcome.seconds:.1f} s  {end}", flush=True)
     print(f"{passed} of {len(scripts)} pass")
     return 0 if passed == len(scripts) else 1
@@ -92,7 +94,10 @@ def _run(script: Path, root: Path, scratch: Path, path: str, timeout: float) -> 
             status, text = 1, f"not done after {timeout:g} s"
         seconds = time.perf_counter() - started
         message = next(_telling(text), "no output")
-        return Outcome(shown, status == 0, seconds, message[:200], sum(_cycles(folder)))
+        stats = [json.loads(path.read_text()) for path in folder.rglob("sim_stats.json")]
+        cycles = sum(int(own["cycle_count"]) for own in stats)
+        speed = max((float(own["tile_cycles_per_second"]) for own in stats), default=0.0)
+        return Outcome(shown, status == 0, seconds, message[:200], cycles, speed)
 
 
 def _telling(text: str) -> Iterator[str]:
@@ -100,11 +105,6 @@ def _telling(text: str) -> Iterator[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     yield from (line for line in reversed(lines) if "rror" in line)
     yield from reversed(lines)
-
-
-def _cycles(folder: Path) -> Iterator[int]:
-    for stats in folder.rglob("sim_stats.json"):
-        yield int(json.loads(stats.read_text())["cycle_count"])
 
 
 if __name__ == "__main__":

@@ -20,5 +20,5 @@ def test_damaged_programs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["const deep = " + "(" * 20_000, "const deep = " + "-" * 20_000 + "1;"])
 def test_deep_nesting_is_a_diagnostic(tmp_path: Path, text: str) -> None:
     (tmp_path / "layout.csl").write_text(text)
-    with pytest.raises(CompileFailed, match="nests too deeply"):
+    with pytest.raises(CompileFailed, match="nest"):
         compile_file(tmp_path / "layout.csl", Options())

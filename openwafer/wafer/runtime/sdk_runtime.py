@@ -18,6 +18,7 @@ import numpy as np
 
 from openwafer.base.errors import OpenwaferError
 from openwafer.wafer import image_file
+from openwafer.wafer.arch import MEMORY_BYTES
 from openwafer.wafer.image import Image, Symbol, SymbolKind
 from openwafer.wafer.runtime.debug import dump_core
 from openwafer.wafer.sim.engine import Engine, LogLine, Stop
@@ -96,7 +97,7 @@ class SdkRuntime:
         self._running = False
         self._pending: list[_Receive] = []
         self._number = 0
-        self._started = 0.0
+        self._started = self._simulated_s = 0.0
         self._needs_memcpy = memcpy_required
         self._max_cycles = int(os.environ.get("OPENWAFER_MAX_CYCLES", MAX_CYCLES))
 
@@ -120,7 +121,10 @@ class SdkRuntime:
         self._drain()
         self._wait()
         if not self._needs_memcpy:  # nothing but the end of all activity tells that such a program is over
-            self._check_stop(engine.run_idle(self._max_cycles), "the program never comes to rest")
+            started = time.perf_counter()
+            stop = engine.run_idle(self._max_cycles)
+            self._simulated_s += time.perf_counter() - started
+            self._check_stop(stop, "the program never comes to rest")
         self._running = False
         dump_core(self.image, engine, self._folder)
         self.save_trace()
@@ -133,7 +137,8 @@ class SdkRuntime:
             "fabric_x": width,
             "fabric_y": height,
             "real_time": seconds,
-            "tile_cycles_per_second": stats.cycles * width * height / max(seconds, 1e-9),
+            "simulation_time": self._simulated_s,
+            "tile_cycles_per_second": stats.cycles * width * height / max(self._simulated_s, 1e-9),
             "wavelet_count": stats.wavelet_hops,
             "instruction_count": stats.instructions,
         }
@@ -173,7 +178,10 @@ class SdkRuntime:
         return self._names.index(name)
 
     def _symbol(self, x: int, y: int, name: str) -> Symbol:
-        program = self.image.programs[self.image.program_of[y, x]]
+        number = self.image.program_of[y, x]
+        if number < 0:
+            raise RuntimeFailure(f'PE ({x}, {y}) has no program, so no symbol "{name}"')
+        program = self.image.programs[number]
         found = [s for s in program.symbols if s.name == name]
         if not found:
             known = ", ".join(s.name for s in program.symbols if s.exported)
@@ -188,6 +196,25 @@ class SdkRuntime:
         if symbol.kind == SymbolKind.POINTER:
             return int.from_bytes(self._loaded().read(x, y, symbol.value, 2), "little")
         return symbol.value
+
+    def _symbols(self, x: int, y: int, width: int, height: int, name: str) -> tuple[list[Symbol], np.ndarray]:
+        """A symbol of every PE of a rectangle: the distinct ones, and [height, width] which of them."""
+        numbers = self.image.program_of[y : y + height, x : x + width]
+        _, first, which = np.unique(numbers, return_index=True, return_inverse=True)
+        symbols = [self._symbol(x + int(at) % width, y + int(at) // width, name) for at in first]
+        return symbols, which.reshape(height, width)
+
+    def _addresses(self, x: int, y: int, width: int, height: int, name: str) -> np.ndarray:
+        """address_of for every PE of a rectangle: [height, width]."""
+        symbols, which = self._symbols(x, y, width, height, name)
+        if any(symbol.kind == SymbolKind.FUNCTION for symbol in symbols):
+            raise RuntimeFailure(f'"{name}" is a function: launch it')
+        values = np.array([symbol.value for symbol in symbols])[which]
+        pointers = np.array([symbol.kind == SymbolKind.POINTER for symbol in symbols])[which]
+        if not pointers.any():
+            return values
+        held = self._loaded().read_block(x, y, values, 2).view(np.uint16)[..., 0]
+        return np.where(pointers, held, values)
 
     def _name_of(self, number: int) -> str:
         if not 0 <= int(number) < len(self._names):
@@ -250,22 +277,28 @@ class SdkRuntime:
         self._drain()
         self._wait()
         name, size = self._name_of(src), data_type.value // 8
-        blocks = np.zeros((h, w, elem_per_pe), np.uint32)
-        for y in range(h):
-            for x in range(w):
-                data = engine.read(px + x, py + y, self.address_of(px + x, py + y, name), elem_per_pe * size)
-                blocks[y, x] = np.frombuffer(data, np.uint16 if size == 2 else np.uint32)
-        self._store(dest, blocks, order)
+        addresses = self._addresses(px, py, w, h, name)
+        self._check_inside(name, addresses, elem_per_pe * size)
+        data = engine.read_block(px, py, addresses, elem_per_pe * size)
+        self._store(dest, data.view(np.uint16 if size == 2 else np.uint32).astype(np.uint32), order)
         return self._task()
 
     def _write(self, name: str, blocks: np.ndarray, px: int, py: int, data_type: MemcpyDataType) -> None:
         if name in self.image.exports and not self.image.exports[name][1]:
             raise RuntimeFailure(f'"{name}" was exported as constant: the host may read it, not write it')
         kind = np.uint16 if data_type == MemcpyDataType.MEMCPY_16BIT else np.uint32
-        for y in range(blocks.shape[0]):
-            for x in range(blocks.shape[1]):
-                data = blocks[y, x].astype(kind).tobytes()
-                self._loaded().write(px + x, py + y, self.address_of(px + x, py + y, name), data)
+        height, width, _ = blocks.shape
+        data = np.ascontiguousarray(blocks.astype(kind)).view(np.uint8)
+        addresses = self._addresses(px, py, width, height, name)
+        self._check_inside(name, addresses, data.shape[2])
+        self._loaded().write_block(px, py, addresses, data)
+
+    def _check_inside(self, name: str, addresses: np.ndarray, num_bytes: int) -> None:
+        if addresses.size and int(addresses.max()) + num_bytes > MEMORY_BYTES:
+            raise RuntimeFailure(
+                f'"{name}" begins at address {int(addresses.max())}; {num_bytes} bytes from there are beyond the '
+                f"{MEMORY_BYTES} of a PE"
+            )
 
     def _blocks(self, src: np.ndarray, roi: tuple[int, int, int, int], length: int, order: MemcpyOrder) -> np.ndarray:
         """The words of each PE: [h, w, length] uint32."""
@@ -336,16 +369,11 @@ class SdkRuntime:
         self._drain()
         self._wait()
         width, height = self.image.size
-        functions = np.zeros((height, width), np.int64)
-        words: list[int] = []
-        for y in range(height):
-            for x in range(width):
-                symbol = self._symbol(x, y, name)
-                if symbol.kind != SymbolKind.FUNCTION:
-                    raise RuntimeFailure(f'"{name}" is no function of PE ({x}, {y})')
-                functions[y, x] = symbol.value
-                if not (x or y):
-                    words = self._arguments(symbol, arguments)
+        symbols, which = self._symbols(0, 0, width, height, name)
+        if any(symbol.kind != SymbolKind.FUNCTION for symbol in symbols):
+            raise RuntimeFailure(f'"{name}" is no function')
+        functions = np.array([symbol.value for symbol in symbols])[which]
+        words = self._arguments(symbols[which[0, 0]], arguments)
         engine.launch(0, 0, width, height, functions, np.array(words, np.int64))
         if not nonblock:
             self._wait()
@@ -386,9 +414,11 @@ class SdkRuntime:
     def _wait(self) -> None:
         engine = self._loaded()
         width, height = self.image.size
+        started = time.perf_counter()
         stop = engine.run_commands(0, 0, width, height, self._max_cycles)
         self._check_stop(stop, "a PE never unblocks the command stream (sys_mod.unblock_cmd_stream())")
         engine.run_idle(SETTLE_CYCLES)
+        self._simulated_s += time.perf_counter() - started
 
     def _drain(self) -> None:
         """Collect the streams that are still to come."""
@@ -396,7 +426,9 @@ class SdkRuntime:
         while self._pending:
             order = self._pending.pop(0)
             px, py, w, h = order.roi
+            started = time.perf_counter()
             stop = engine.run_received(px, py, w, h, order.color, order.length, self._max_cycles)
+            self._simulated_s += time.perf_counter() - started
             self._check_stop(stop, f"the wavelets of color {order.color} for the host do not all come")
             blocks = np.zeros((h, w, order.length), np.uint32)
             for y in range(h):
