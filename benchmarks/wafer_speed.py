@@ -1,11 +1,11 @@
 """How fast the fast engine simulates, beside the official simulator's published best.
 
     .venv/bin/python benchmarks/wafer_speed.py             busy grids, one core
-    .venv/bin/python benchmarks/wafer_speed.py --whole     and a stencil on 750 x 994 PEs, a whole WSE-2 (7 GB, 7 minutes)
+    .venv/bin/python benchmarks/wafer_speed.py --whole     and a stencil on 750 x 994 PEs, a whole WSE-2 (7 GB, 7 min)
 
-Programs: examples/wafer/stencil, every PE of the grid at work; wafer_timing's reduction on 512 x 1 PEs, the program class
-the published best was seen on. PE-cycles are simulated cycles times PEs, per second of processor time in the engine.
-Official: 0.3 to 0.8 M tile-cycles/s on fabrics of 44 to 66 tiles with 5 threads, 1.4 M on 512 x 1 (published sim_stats).
+Programs: examples/wafer/stencil, every PE of the grid at work; wafer_timing's reduction on 512 x 1 PEs, the class of
+program of the published best. PE-cycles are simulated cycles times PEs, per second of processor time in the engine.
+Official: 0.3 to 0.8 M tile-cycles/s on fabrics of 44 to 66 tiles with 5 threads, 1.4 M on 512 x 1 (sim_stats).
 """
 
 from __future__ import annotations

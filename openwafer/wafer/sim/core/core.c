@@ -258,6 +258,7 @@ static int one_cycle(Sim *sim) {
   if (sim->fault.kind && sim->fault.cycle <= sim->now) return 1;
   sim->phase = 1;
   sim->num_moves = 0;
+  sim->turn = (int32_t)(sim->now % NUM_COLORS);
   int32_t polled = sim->num_routers;
   for (int32_t i = 0; i < polled; i++) {
     uint32_t number = sim->routers[i];

@@ -225,6 +225,7 @@ typedef struct {
   Move *moves;
   int32_t num_moves, moves_capacity;
   Fault fault;
+  int32_t turn;  /* now modulo NUM_COLORS: where routers begin */
   int32_t phase; /* 0 core, 1 router: the order of faults of one cycle */
   LogEntry *log;
   int64_t num_log, log_capacity;

@@ -112,9 +112,11 @@ static uint64_t decide(Sim *sim, Pe *pe) {
   }
   for (int port = 0; port < NUM_PORTS; port++) {
     if (!by_port[port]) continue;
-    int from = (int)((sim->now + (uint64_t)port) % NUM_COLORS);
+    int from = sim->turn + port;
+    if (from >= NUM_COLORS) from -= NUM_COLORS;
     for (uint32_t left = turn_colors(by_port[port], from); left; left &= left - 1) {
-      int number = (__builtin_ctz(left) + from) % NUM_COLORS;
+      int number = __builtin_ctz(left) + from;
+      if (number >= NUM_COLORS) number -= NUM_COLORS;
       Color *color = pe->colors[number];
       if (lost >> number & 1) { fault_at(sim, pe, sim->now, FAULT_NO_ROUTE, number, 0, 0, -1); return NEVER; }
       uint32_t accepted = ports[number] & color->rx[color->position], outs = color->tx[color->position];
