@@ -178,10 +178,14 @@ def _vector(r: random.Random) -> Vector:
     )  # fmt: skip
 
 
+_REGISTERS = 2 * 0x7F20
+
+
 def _body(r: random.Random, num_vectors: int, num_loads: int, index: int) -> list[tuple[int, int, int, int]]:
     """Twenty to forty instructions that begin by filling the slots; jumps go forward."""
     code: list[tuple[int, int, int, int]] = [_word(Op.LDI, slot, *_wide(r.randrange(-9, 9))) for slot in range(4)]
-    code += [_word(Op.LDI, slot, *_wide(2 * r.randrange(400))) for slot in range(4, 8)]
+    code += [_word(Op.LDI, slot, *_wide(2 * r.randrange(400))) for slot in range(4, 7)]
+    code += [_word(Op.LDI, 7, *_wide(_REGISTERS + 2 * r.randrange(64) if r.random() < 0.2 else 2 * r.randrange(400)))]
     code += [_word(Op.LDI, slot, *_wide(r.randrange(1 << 31))) for slot in range(8, 10)]
     code += [_word(Op.LDK3, 10 + 3 * i, 3 * r.randrange(6), 0) for i in range(DSDS)]
     length = len(code) + r.randint(8, 22)

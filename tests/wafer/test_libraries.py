@@ -195,3 +195,101 @@ def test_math_of_special_values(tmp_path: Path) -> None:
             runtime.launch("main")
             np.testing.assert_allclose(get(runtime, "y", 160)[:6], wanted(special[:6]), rtol=1e-6)
             runtime.stop()
+
+
+TALLY_LAYOUT = """
+param width: i16;
+param height: i16;
+const tally = @import_module("<kernels/tally/layout>", .{
+  .kernel_width = width, .kernel_height = height, .phase2_tally = 7 * @as(u32, width) * @as(u32, height),
+  .colors = [3]color{ @get_color(12), @get_color(13), @get_color(14) },
+});
+const memcpy = @import_module("<memcpy/get_params>", .{ .width = width, .height = height });
+layout {
+  @set_rectangle(width, height);
+  for (@range(i16, width)) |x| {
+    for (@range(i16, height)) |y| {
+      @set_tile_code(x, y, "pe.csl", .{
+        .memcpy_params = memcpy.get_params(x), .tally_params = tally.get_params(x, y),
+      });
+    }
+  }
+  @export_name("sum", [*]u32, true);
+  @export_name("main", fn() void);
+}
+"""
+TALLY_PE = """
+param memcpy_params: comptime_struct;
+param tally_params: comptime_struct;
+const sys = @import_module("<memcpy/memcpy>", memcpy_params);
+const done_id = @get_local_task_id(20);
+const tally = @import_module("<kernels/tally/pe>", @concat_structs(tally_params, .{
+  .output_queues = [2]u16{ 4, 5 }, .input_queues = [2]u16{ 6, 7 }, .callback = done_id,
+}));
+var sum = @zeros([1]u32);
+var sum_ptr: [*]u32 = &sum;
+fn main() void {
+  tally.bump_tally(3);
+  tally.signal_completion();
+  tally.bump_tally(4);
+  sys.unblock_cmd_stream();
+}
+task done() void { sum[0] = tally.local_tally; }
+comptime {
+  @bind_local_task(done, done_id);
+  @export_symbol(sum_ptr, "sum");
+  @export_symbol(main);
+}
+"""
+
+
+@pytest.mark.parametrize("arch", ["wse2", "wse3"])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 2), (2, 3), (4, 4)])
+def test_tally(tmp_path: Path, arch: str, width: int, height: int) -> None:
+    """All counts arrive on the last PE of the first row, and there alone the callback runs."""
+    (tmp_path / "layout.csl").write_text(TALLY_LAYOUT)
+    (tmp_path / "pe.csl").write_text(TALLY_PE)
+    options = Options(arch=arch, params={"width": str(width), "height": str(height)})
+    image_file.save(compile_file(tmp_path / "layout.csl", options), tmp_path / "out")
+    runtime = start(tmp_path)
+    runtime.launch("main")
+    sums = {(x, y): int(get(runtime, "sum", 1, np.uint32, x, y)[0]) for x in range(width) for y in range(height)}
+    runtime.stop()
+    assert sums.pop((width - 1, 0)) == 7 * width * height
+    assert not any(sums.values())
+
+
+def test_routes_as_registers(tmp_path: Path) -> None:
+    """A program of WSE-2 that turns its own color round through the memory-mapped register."""
+    body = """
+    const c = @get_color(3);
+    const iq = @get_input_queue(3);
+    const oq = @get_output_queue(3);
+    const to = @get_dsd(fabout_dsd, .{ .extent = 1, .fabric_color = c, .output_queue = oq });
+    const from = @get_dsd(fabin_dsd, .{ .extent = 1, .fabric_color = c, .input_queue = iq });
+    var v = @zeros([1]u32);
+    var v_ptr: [*]u32 = &v;
+    const here = @get_dsd(mem1d_dsd, .{ .tensor_access = |i|{1} -> v[i] });
+    fn main() void {
+      if (x != 0) { sys.unblock_cmd_stream(); return; }
+      const address: u16 = 2 * (0x7f20 + 3);
+      var word: u16 = @bitcast(*u16, address).*;
+      @assert(word == 0x0202); // from the ramp to the east
+      @bitcast(*u16, address).* = 0x0210; // from the ramp to the ramp
+      @mov32(to, 42);
+      @mov32(here, from);
+      sys.unblock_cmd_stream();
+    }
+    comptime {
+      @initialize_queue(iq, .{ .color = c });
+      @export_symbol(v_ptr, "v");
+      @export_symbol(main);
+    }
+    """
+    routes = "@set_color_config(0, 0, @get_color(3), .{ .routes = .{ .rx = .{RAMP}, .tx = .{EAST} } });"
+    exports = '@export_name("v", [*]u32, true); @export_name("main", fn() void);'
+    build(tmp_path, body, exports, width=2, routes=routes)
+    runtime = start(tmp_path)
+    runtime.launch("main")
+    assert [int(get(runtime, "v", 1, np.uint32, x=0)[0])] == [42]
+    runtime.stop()

@@ -66,8 +66,7 @@ NOT_YET = frozenset(
 )
 """Documented builtins that are refused; docs/csl.md lists them."""
 NO_LIBRARY_YET = frozenset(
-    "complex data_utils dsd_ops malloc message_passing string timer types kernels/fft/fft3d_layout "
-    "kernels/tally/layout kernels/tally/pe".split()
+    "complex data_utils dsd_ops malloc message_passing string timer types kernels/fft/fft3d_layout".split()
 )
 _PORTS = {
     name: Const(ty.DIRECTION, port)

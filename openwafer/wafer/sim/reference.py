@@ -14,7 +14,7 @@ from openwafer.wafer import isa
 from openwafer.wafer.arch import ARCHITECTURES, MEMORY_BYTES, OPPOSITE, TEARDOWN_TASK_ID, Port
 from openwafer.wafer.image import FilterKind, Image, Location, Pop, Program, Route, TaskKind
 from openwafer.wafer.isa import Block, Kind, Op, Sys, T
-from openwafer.wafer.sim import numerics
+from openwafer.wafer.sim import numerics, registers
 from openwafer.wafer.sim.engine import Engine, Event, LogLine, SimulationError, Stats, Stop, Wait, check_address
 from openwafer.wafer.sim.vector import Operation
 from openwafer.wafer.sim.watch import Watch
@@ -44,6 +44,17 @@ class RouteState:
     frozen: bool
     counter: int
     pending: bool = False
+    ring: bool = False
+    said: list[int] = field(default_factory=list)
+    """Per position which half is its own, the other being position 0's: bit 0 rx, bit 1 tx."""
+
+    @classmethod
+    def of(cls, route: Route) -> RouteState:
+        """As it is at the start."""
+        base = route.positions[0] or (0, 0)
+        said = [(p[0] != base[0]) | (p[1] != base[1]) << 1 if p is not None else 0 for p in route.positions]
+        counter = route.filter.init_counter if route.filter else 0
+        return cls(route, list(route.positions), route.position, route.teardown, counter, False, route.ring, said)
 
     def now(self) -> tuple[int, int] | None:
         """rx and tx masks at the present position, None where it does not exist."""
@@ -63,10 +74,7 @@ class Pe:
     ) -> None:
         self.engine, self.x, self.y, self.program = engine, x, y, program
         self.memory = bytearray(MEMORY_BYTES)
-        self.routes = {
-            color: RouteState(r, list(r.positions), r.position, r.teardown, r.filter.init_counter if r.filter else 0)
-            for color, r in routes.items()
-        }
+        self.routes = {color: RouteState.of(route) for color, route in routes.items()}
         self.queues: dict[tuple[int, int], deque[Wavelet]] = {}
         self.host_in: dict[int, deque[Wavelet]] = {}
         self.host_out: dict[int, deque[int]] = {}
@@ -132,6 +140,28 @@ class Pe:
     def write(self, address: int, size: int, value: int) -> None:
         self.check(address, size)
         self.memory[address : address + size] = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
+
+    def load_scalar(self, address: int, size: int) -> int:
+        """As read; only scalar instructions reach registers."""
+        register = self.register_of(address, size)
+        return registers.read(*register) if register is not None else self.read(address, size)
+
+    def store_scalar(self, address: int, size: int, value: int) -> None:
+        """As write."""
+        register = self.register_of(address, size)
+        if register is None:
+            self.write(address, size, value)
+            return
+        registers.write(*register, value & 0xFFFF)
+        self.engine.wake_router(self)
+
+    def register_of(self, address: int, size: int) -> tuple[RouteState, bool] | None:
+        """The route behind a memory-mapped register, and whether it is the one of its switch."""
+        found = registers.color_at(address) if size == 2 and not self.engine.arch.data_task_is_queue else None
+        if found is None:
+            return None
+        color, is_switch = found
+        return self.routes.setdefault(color, RouteState.of(Route(((0, 0),)))), is_switch
 
     def check(self, address: int, size: int) -> None:
         if not 0 <= address <= MEMORY_BYTES - size or (size > 1 and address & 1):
@@ -394,12 +424,13 @@ class Pe:
         elif op in (Op.LD, Op.LDX):
             size = isa.SIZE_BYTES[T(kind)]
             address = numerics.wrap(r[fp + b] + (c if op == Op.LD else r[fp + c] * size), T.I64)
-            r[fp + a] = numerics.wrap(self.read(address, size), T(kind)) if kind < T.F16 else self.read(address, size)
+            value = self.load_scalar(address, size)
+            r[fp + a] = numerics.wrap(value, T(kind)) if kind < T.F16 else value
             cost = timing["load"]
         elif op in (Op.ST, Op.STX):
             size = isa.SIZE_BYTES[T(kind)]
             address = numerics.wrap(r[fp + b] + (c if op == Op.ST else r[fp + c] * size), T.I64)
-            self.write(address, size, r[fp + a])
+            self.store_scalar(address, size, r[fp + a])
             cost = timing["store"]
         elif op == Op.CVT:
             r[fp + a] = numerics.convert(r[fp + b], T(c), T(kind))
@@ -566,7 +597,7 @@ class Pe:
     def reroute(self, call: Sys, color: int, value: int) -> None:
         state = self.routes.get(color)
         if state is None:
-            state = self.routes[color] = RouteState(Route(((0, 0),)), [(0, 0)], 0, False, 0)
+            state = self.routes[color] = RouteState.of(Route(((0, 0),)))
         positions = state.positions
         if call == Sys.TEARDOWN_EXIT:
             state.frozen = state.pending = False
@@ -578,6 +609,8 @@ class Pe:
                 positions.append(None)
             rx, tx = positions[number] or positions[0] or (0, 0)
             positions[number] = (mask, tx) if call == Sys.SET_SWITCH_RX else (rx, mask)
+            state.said += [0] * (len(positions) - len(state.said))
+            state.said[number] |= 1 if call == Sys.SET_SWITCH_RX else 2
         elif call == Sys.SET_SWITCH_POSITION:
             state.position = value & 3
         elif call == Sys.INVALIDATE_SWITCHES:
@@ -894,7 +927,7 @@ class ReferenceEngine(Engine):
             following += 1
         if following < len(state.positions):
             return following
-        return 0 if state.route.ring else state.position
+        return 0 if state.ring else state.position
 
     def act(self, pe: Pe, state: RouteState, command: int) -> None:
         """SWITCH_ADV, SWITCH_RST or TEARDOWN."""

@@ -173,8 +173,12 @@ API void ow_start(Sim *sim, const int32_t *program_of, const int32_t *routes_of)
       color->valid = (uint8_t)r->valid;
       color->position = (uint8_t)r->position;
       color->frozen = (uint8_t)r->teardown;
+      color->ring = (uint8_t)r->ring;
       color->counter = r->filter == NO_FILTER ? 0 : (uint32_t)r->init_counter;
-      for (int n = 0; n < 4; n++) color->rx[n] = (uint8_t)r->rx[n], color->tx[n] = (uint8_t)r->tx[n];
+      for (int n = 0; n < 4; n++) {
+        color->rx[n] = (uint8_t)r->rx[n], color->tx[n] = (uint8_t)r->tx[n];
+        if (r->valid >> n & 1) color->said[n] = (uint8_t)((r->rx[n] != r->rx[0]) | (r->tx[n] != r->tx[0]) << 1);
+      }
     }
     if (program_of[i] >= 0) load_program(sim, pe, &sim->programs[program_of[i]]);
   }

@@ -133,7 +133,7 @@ typedef struct { Wavelet *items; uint32_t head, len, capacity; } Queue; /* a rin
 /* One color in one router: its route now, and what waits. */
 typedef struct {
   const Route *route; /* NULL: none */
-  uint8_t rx[4], tx[4];
+  uint8_t rx[4], tx[4], said[4], ring; /* said: which half of a position is its own, bit 0 rx, bit 1 tx */
   uint8_t valid, positions, position, frozen, pending, occupied, depth, color;
   uint32_t counter;
   Queue queues[NUM_PORTS]; /* HOST: from the host */

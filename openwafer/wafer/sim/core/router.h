@@ -149,7 +149,7 @@ static uint64_t decide(Sim *sim, Pe *pe) {
 static int next_position(const Color *color) {
   for (int at = color->position + 1; at < color->positions; at++)
     if (color->valid >> at & 1) return at;
-  return color->route->ring ? 0 : color->position;
+  return color->ring ? 0 : color->position;
 }
 
 static uint32_t popped(const Color *color, uint32_t data, int command) {

@@ -97,6 +97,90 @@ static Color *color_of(Sim *sim, Pe *pe, int color) {
   return state;
 }
 
+/* A color that the layout gave no route gets an empty one. */
+static void give_route(Color *color) {
+  static const Route PLAIN = {.positions = 1, .valid = 1, .filter = NO_FILTER};
+  if (color->route) return;
+  color->route = &PLAIN;
+  color->positions = color->valid = 1;
+}
+
+/* ---- routes as memory-mapped registers: sim/registers.py ------------------------------------------------------- */
+
+enum { ROUTE_REGISTERS = 2 * 0x7F20, SWITCH_REGISTERS = 2 * 0x7F40, INVALID_PORT = 5, IS_INPUT = 8 };
+static const uint8_t REGISTER_ORDER[5] = {WEST, EAST, SOUTH, NORTH, RAMP};
+
+static uint32_t packed_ports(uint32_t mask) {
+  uint32_t bits = 0;
+  for (int i = 0; i < 5; i++) bits |= (mask >> REGISTER_ORDER[i] & 1) << i;
+  return bits;
+}
+
+static uint32_t unpacked_ports(uint32_t bits) {
+  uint32_t mask = 0;
+  for (int i = 0; i < 5; i++) mask |= (bits >> i & 1) << REGISTER_ORDER[i];
+  return mask;
+}
+
+/* The color of a register's address, *is_switch: of its switch; NULL: no register of this architecture. */
+static Color *register_of(Sim *sim, Pe *pe, int64_t address, int size, int *is_switch) {
+  if (sim->is_wse3 || size != 2 || (address & 1) || address < ROUTE_REGISTERS) return NULL;
+  *is_switch = address >= SWITCH_REGISTERS;
+  int64_t number = (address - (*is_switch ? SWITCH_REGISTERS : ROUTE_REGISTERS)) / 2;
+  if (number >= NUM_COLORS) return NULL;
+  Color *color = color_of(sim, pe, (int)number);
+  give_route(color);
+  return color;
+}
+
+static uint32_t read_register(const Color *color, int is_switch) {
+  const Route *route = color->route;
+  int has_base = color->valid & 1;
+  if (!is_switch)
+    return packed_ports(has_base ? color->tx[0] : 0) | packed_ports(has_base ? color->rx[0] : 0) << 5 |
+           (uint32_t)(route->swap >> 1 & 1) << 10 | (uint32_t)(route->swap & 1) << 11 | (uint32_t)route->pop << 12 |
+           (uint32_t)color->frozen << 14;
+  uint32_t word = (uint32_t)color->position << 13 | (uint32_t)color->ring << 12;
+  for (int n = 1; n < 4; n++) {
+    uint32_t field = INVALID_PORT | IS_INPUT;
+    if (n < color->positions && color->valid >> n & 1) {
+      int is_input = color->said[n] & 1;
+      uint32_t bits = packed_ports(is_input ? color->rx[n] : color->tx[n]);
+      field = (bits ? (uint32_t)__builtin_ctz(bits) : INVALID_PORT) | (is_input ? IS_INPUT : 0);
+    }
+    word |= field << 4 * (n - 1);
+  }
+  return word;
+}
+
+static void write_register(Color *color, int is_switch, uint32_t word) {
+  if (!(color->valid & 1)) color->rx[0] = color->tx[0] = 0;
+  if (!is_switch) {
+    color->rx[0] = (uint8_t)(unpacked_ports(word >> 5) | (color->rx[0] & 1u << HOST));
+    color->tx[0] = (uint8_t)(unpacked_ports(word) | (color->tx[0] & 1u << HOST));
+    color->valid |= 1;
+    color->frozen = word >> 14 & 1;
+  } else {
+    color->position = word >> 13 & 3;
+    color->ring = word >> 12 & 1;
+    color->positions = 4;
+    for (int n = 1; n < 4; n++) {
+      uint32_t field = word >> 4 * (n - 1) & 15;
+      color->valid &= (uint8_t)~(1u << n);
+      if ((field & 7) >= INVALID_PORT) continue;
+      color->valid |= (uint8_t)(1u << n);
+      uint8_t mask = (uint8_t)(1u << REGISTER_ORDER[field & 7]);
+      color->said[n] = field & IS_INPUT ? 1 : 2;
+      color->rx[n] = field & IS_INPUT ? mask : 0;
+      color->tx[n] = field & IS_INPUT ? 0 : mask;
+    }
+  }
+  for (int n = 1; n < color->positions; n++) {
+    if (!(color->said[n] & 1)) color->rx[n] = color->rx[0];
+    if (!(color->said[n] & 2)) color->tx[n] = color->tx[0];
+  }
+}
+
 /* ---- memory of a PE ---------------------------------------------------------------------------------------------- */
 
 static inline int bad_address(int64_t address, int size) {
@@ -113,6 +197,21 @@ static inline uint64_t read_memory(Sim *sim, Pe *pe, uint64_t now, int64_t addre
 static inline void write_memory(Sim *sim, Pe *pe, uint64_t now, int64_t address, int size, uint64_t value) {
   if (bad_address(address, size)) { fault(sim, pe, now, FAULT_BAD_ADDRESS, size, address, 0); return; }
   memcpy(pe->memory + address, &value, (size_t)size);
+}
+
+/* The same for scalar instructions, which reach registers too. */
+static inline uint64_t load_scalar(Sim *sim, Pe *pe, uint64_t now, int64_t address, int size) {
+  int is_switch;
+  const Color *color = bad_address(address, size) ? register_of(sim, pe, address, size, &is_switch) : NULL;
+  return color ? read_register(color, is_switch) : read_memory(sim, pe, now, address, size);
+}
+
+static inline void store_scalar(Sim *sim, Pe *pe, uint64_t now, int64_t address, int size, uint64_t value) {
+  int is_switch;
+  Color *color = bad_address(address, size) ? register_of(sim, pe, address, size, &is_switch) : NULL;
+  if (!color) { write_memory(sim, pe, now, address, size, value); return; }
+  write_register(color, is_switch, (uint32_t)value & 0xFFFF);
+  news(sim, pe, color->color, now);
 }
 
 /* ---- task bits --------------------------------------------------------------------------------------------------- */

@@ -130,11 +130,7 @@ static int in_range(Sim *sim, Pe *pe, uint64_t now, int64_t value, int limit, in
 static void reroute(Sim *sim, Pe *pe, uint64_t now, int call, int64_t which, int64_t value) {
   if (!in_range(sim, pe, now, which, NUM_COLORS, 2)) return;
   Color *color = color_of(sim, pe, (int)which);
-  static const Route PLAIN = {.positions = 1, .valid = 1, .filter = NO_FILTER};
-  if (!color->route) {
-    color->route = &PLAIN;
-    color->positions = color->valid = 1;
-  }
+  give_route(color);
   int number = (int)(value & 3);
   uint8_t mask = (uint8_t)(value >> 8 & 0x3F);
   switch (call) {
@@ -152,6 +148,7 @@ static void reroute(Sim *sim, Pe *pe, uint64_t now, int call, int64_t which, int
       }
       if (number >= color->positions) color->positions = (uint8_t)(number + 1);
       color->valid |= (uint8_t)(1u << number);
+      color->said[number] |= call == SET_SWITCH_RX ? 1 : 2;
       color->rx[number] = call == SET_SWITCH_RX ? mask : rx;
       color->tx[number] = call == SET_SWITCH_RX ? tx : mask;
       break;
@@ -364,7 +361,8 @@ static void run_main(Sim *sim, Pe *pe, uint64_t now, uint64_t until) {
       case LD: case LDX: {
         int size = size_of(kind);
         uint64_t address = (uint64_t)r[b] + (op == LD ? (uint64_t)c : (uint64_t)r[c] * (uint64_t)size);
-        uint64_t value = read_memory(sim, pe, t, (int64_t)address, size);
+        if (t > now && bad_address((int64_t)address, size)) { later = 1; break; } /* a register: others see it */
+        uint64_t value = load_scalar(sim, pe, t, (int64_t)address, size);
         r[a] = kind < T_F16 ? wrap((int64_t)value, kind) : (int64_t)value;
         cost = (uint64_t)timing->load;
         break;
@@ -372,7 +370,8 @@ static void run_main(Sim *sim, Pe *pe, uint64_t now, uint64_t until) {
       case ST: case STX: {
         int size = size_of(kind);
         uint64_t address = (uint64_t)r[b] + (op == ST ? (uint64_t)c : (uint64_t)r[c] * (uint64_t)size);
-        write_memory(sim, pe, t, (int64_t)address, size, (uint64_t)r[a]);
+        if (t > now && bad_address((int64_t)address, size)) { later = 1; break; }
+        store_scalar(sim, pe, t, (int64_t)address, size, (uint64_t)r[a]);
         cost = (uint64_t)timing->store;
         break;
       }
