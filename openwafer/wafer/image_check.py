@@ -36,6 +36,10 @@ _SLOTS: dict[Op, tuple[tuple[int, int], ...]] = {
     **{op: ((_A, 3), (_B, 3), (_C, 1)) for op in (Op.DSDBASE, Op.DSDLEN, Op.DSDSTRIDE, Op.DSDMOVE)},
     Op.IPUT: ((_B, 1),),
 }  # fmt: skip
+_WIDTHS = np.zeros((max(Op) + 1, 3), np.int64)
+for _op, _uses in _SLOTS.items():
+    for _column, _width in _uses:
+        _WIDTHS[_op, _column - 1] = _width
 _TYPED = {
     Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.REM, Op.EQ, Op.NE, Op.LT, Op.LE, Op.NEG, Op.LD, Op.ST, Op.LDX, Op.STX, Op.CVT,
     Op.IGET, Op.IPUT,
@@ -142,11 +146,10 @@ def _code(program: Program) -> Iterator[str]:
     last = ops[np.append(entries[1:], count) - 1]
     if not np.isin(last, [Op.RET, Op.HALT, Op.JMP]).all():
         yield "a function that does not end"
-    for op, uses in _SLOTS.items():
-        chosen = ops == op
-        for column, width in uses:
-            if (code[chosen, column] + width > room[chosen]).any():
-                yield f"{op.name} with a slot beyond its frame"
+    reach = code[:, 1:] + _WIDTHS[ops]
+    beyond = (_WIDTHS[ops] > 0) & (reach > room[:, None])
+    if beyond.any():
+        yield f"{Op(int(ops[beyond.any(1)][0])).name} with a slot beyond its frame"
     jumps = np.isin(ops, list(_JUMPS))
     if ((wide[jumps] < first[jumps]) | (wide[jumps] >= end[jumps])).any():
         yield "a jump out of its function"
@@ -200,6 +203,9 @@ def _tables(program: Program) -> Iterator[str]:
     for vector in program.vectors:
         if vector.op == V.DFILT or not 0 <= vector.loads <= 4 or not 0 <= vector.priority <= 2:
             yield f"a vector operation {vector.op!r}"
+        numbers = [o.value for o in (vector.dest, vector.src0, vector.src1, vector.scalar)]
+        if any(not 0 <= number < 1 << 16 for number in (*numbers, vector.index or 0)):
+            yield "a vector operation with an operand out of range"
         yield from _thread(vector.microthread)
         yield from _completion(vector.completion)
     for load in (*program.dsr_loads, *(load for load, _ in program.initial_dsr_loads)):
@@ -229,7 +235,8 @@ def _tables(program: Program) -> Iterator[str]:
 
 
 def _load(load: DsrLoad) -> Iterator[str]:
-    if not (0 <= load.file < 3 and 0 <= load.register < NUM_DSRS and 0 <= load.priority <= 2):
+    known = 0 <= load.file < 3 and 0 <= load.register < NUM_DSRS and 0 <= load.slot < 1 << 16
+    if not known or not 0 <= load.priority <= 2:
         yield f"a DSR {load.file}, {load.register}"
     yield from _thread(load.microthread)
     yield from _completion(load.completion)

@@ -6,11 +6,13 @@ image.npz holds one JSON text and the arrays; no pickle is ever written or read.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import types
 import typing
 import zipfile
+from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,7 @@ def load(folder: Path) -> Image:
         content = json.loads(arrays["json"].tobytes().decode())
         if content["version"] != VERSION:
             raise ImageError(f"{path} has version {content['version']}, this program reads {VERSION}: compile it again")
-        image = _object(Image, content["image"], arrays)
+        image = _decoder(Image)(content["image"], arrays)
         check(image)
         return image
     except (
@@ -113,28 +115,51 @@ def _plain(value: Any, arrays: dict[str, np.ndarray]) -> Any:
 
 
 _NAMES = {**vars(isa), **vars(image_module)}
-_HINTS: dict[type, dict[str, Any]] = {}
+_Decoder = Callable[[Any, dict[str, np.ndarray]], Any]
 
 
-def _object(kind: Any, value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """A value of an annotated type from its plain form."""
+@functools.cache
+def _decoder(kind: Any) -> _Decoder:
+    """Makes a value of an annotated type from its plain form and the file's arrays."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is np.ndarray:
-        return arrays[value]
+        return lambda value, arrays: arrays[value]
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = _HINTS.setdefault(kind, typing.get_type_hints(kind, _NAMES))
-        return kind(**{f.name: _object(hints[f.name], value[f.name], arrays) for f in dataclasses.fields(kind)})
+        return _record(kind)
     if isinstance(kind, type) and issubclass(kind, IntEnum):
-        return kind(value)
+        members = {int(member): member for member in kind}
+        return lambda value, arrays: members[value] if type(value) is int else kind(value)
     if origin in (typing.Union, types.UnionType):
-        inner = [a for a in arguments if a is not type(None)]
-        return None if value is None else _object(inner[0], value, arrays)
+        inner = _decoder(next(a for a in arguments if a is not type(None)))
+        return lambda value, arrays: None if value is None else inner(value, arrays)
+    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+        item = _decoder(arguments[0])
+        return lambda value, arrays: tuple([item(own, arrays) for own in value])
     if origin is tuple:
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_object(arguments[0], item, arrays) for item in value)
-        return tuple(_object(a, item, arrays) for a, item in zip(arguments, value, strict=True))
+        items = [_decoder(argument) for argument in arguments]
+        return lambda value, arrays: tuple(make(own, arrays) for make, own in zip(items, value, strict=True))
     if origin is dict:
-        return {_object(arguments[0], k, arrays): _object(arguments[1], v, arrays) for k, v in value}
-    if kind in (int, str, bool, float) and not isinstance(value, kind):
-        raise ValueError(f"expected {kind.__name__}, found {value!r}")
-    return value
+        key, content = map(_decoder, arguments)
+        return lambda value, arrays: {key(k, arrays): content(v, arrays) for k, v in value}
+    if kind in (int, str, bool, float):
+        return _plain_value(kind)
+    raise TypeError(f"{kind} in an image")
+
+
+def _record(kind: type) -> _Decoder:
+    hints = typing.get_type_hints(kind, _NAMES)
+    fields = [(f.name, _decoder(hints[f.name])) for f in dataclasses.fields(kind)]
+
+    def make(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+        return kind(*[decode(value[name], arrays) for name, decode in fields])
+
+    return make
+
+
+def _plain_value(kind: type) -> _Decoder:
+    def take(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+        if not isinstance(value, kind):
+            raise ValueError(f"expected {kind.__name__}, found {value!r}")
+        return value
+
+    return take

@@ -1,9 +1,9 @@
 """Routes as memory-mapped registers of WSE-2, for programs that rewrite them through pointers.
 
-Word 0x7F20 + color: bits 0 to 4 tx, 5 to 9 rx (each west, east, south, north, ramp), 10 and 11 color swap, 12 and 13
-pop mode, 14 teardown. Word 0x7F40 + color: bits 13 and 14 the switch's position, 12 ring mode, and four bits for each of
-the positions 1 to 3: a port (5: invalid) and whether it is the input's. Source: comments of the public
-spmv-hypersparse. Pop mode and swap cannot be written here.
+Word 0x7F20 + color: bits 0 to 4 tx, 5 to 9 rx (each west, east, south, north, ramp), 10 and 11 color swap, 12, 13 pop
+mode, 14 teardown. Word 0x7F40 + color: bits 13, 14 the switch's position, 12 ring mode, and four bits for each of the
+positions 1 to 3: a port (5: invalid) and whether it is the input's. Source: comments of the public spmv-hypersparse.
+Pop mode and swap cannot be written here.
 """
 
 from __future__ import annotations
