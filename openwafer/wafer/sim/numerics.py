@@ -139,7 +139,7 @@ def convert(value: int, source: T, target: T) -> int:
         low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if target in SIGNED else (0, (1 << bits) - 1)
         if number != number:
             return 0
-        return low if number <= low else high if number >= high else int(number)
+        return wrap(low if number <= low else high if number >= high else int(number), target)
     if source == T.U64:
         value &= (1 << 64) - 1
     if target in FLOATS:
