@@ -49,6 +49,8 @@ MEASUREMENTS = (
     ),
     Measurement("sizes.py", "", "--sizes 111m --tokens 256 --line-size 111m --line-tokens 64 128 --warmup 1"),
     Measurement("build.py", "", "--size 111m --memory 1GiB", saves=False),
+    Measurement("wafer_timing.py", saves=False),
+    Measurement("wafer_speed.py", "--whole", saves=False),
     Measurement("crash.py", "", "--kills 4 --interrupts 4 --crashes 8 --faults 2", saves=False),
 )
 
