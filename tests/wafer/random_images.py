@@ -28,6 +28,7 @@ from openwafer.wafer.isa import (
     CONTROL_BIT,
     INDEX_OFFSET_BIT,
     NO_COLOR,
+    PAIR_BIT,
     Block,
     Completion,
     Dsd,
@@ -127,7 +128,7 @@ def _program(r: random.Random, arch: str, number: int) -> Program:
 def _dsd(r: random.Random) -> Dsd:
     kind = r.choice(list(DsdKind))
     if kind in (DsdKind.FABIN, DsdKind.FABOUT):
-        flags = sum(bit for bit in (CONTROL_BIT, INDEX_OFFSET_BIT, ADVANCE_SWITCH_BIT) if r.random() < 0.1)
+        flags = sum(bit for bit in (CONTROL_BIT, INDEX_OFFSET_BIT, ADVANCE_SWITCH_BIT, PAIR_BIT) if r.random() < 0.1)
         queue = r.randrange(6) if kind == DsdKind.FABOUT else r.randrange(8)
         return Dsd(kind, 0, (_extent(r),), (0,), queue, r.choice((NO_COLOR, *range(6))), flags)
     dims = r.randint(2, 4) if kind == DsdKind.MEM4D else 1

@@ -326,3 +326,52 @@ def test_cslc_and_cs_python(tmp_path):
     host = [sys.executable, "-m", "openwafer.wafer.cli_cs_python", "host.py"]
     done = subprocess.run(host, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "SUCCESS\n"
+
+
+@ARCHITECTURES
+def test_pairs_of_halves_in_a_wavelet(tmp_path, arch):
+    """simd_32: eight halves leave in four wavelets, and arrive as the memory they came from."""
+    body = """
+    const c = @get_color(3);
+    const iq = @get_input_queue(3);
+    const oq = @get_output_queue(3);
+    const to = @get_dsd(fabout_dsd, .{
+      .extent = 8, .fabric_color = c, .output_queue = oq, .simd_mode = .{ .simd_32 = true },
+    });
+    const from = @get_dsd(fabin_dsd, .{ .extent = 4, .fabric_color = c, .input_queue = iq });
+    var a = @zeros([4]u32);
+    var b = @zeros([4]u32);
+    var a_ptr: [*]u32 = &a;
+    var b_ptr: [*]u32 = &b;
+    var halves: [*]u16 = @ptrcast([*]u16, &a);
+    const words = @get_dsd(mem1d_dsd, .{ .tensor_access = |i|{4} -> b[i] });
+    var plain = @zeros([8]u16);
+    const of_halves = @get_dsd(mem1d_dsd, .{ .tensor_access = |i|{8} -> plain[i] });
+    fn run() void {
+      if (x == 0) {
+        @mov16(to, @set_dsd_base_addr(of_halves, halves));
+      } else {
+        @mov32(words, from);
+      }
+      sys.unblock_cmd_stream();
+    }
+    comptime {
+      @initialize_queue(iq, .{ .color = c });
+      if (@is_arch("wse3")) @initialize_queue(oq, .{ .color = c });
+      @export_symbol(a_ptr, "a");
+      @export_symbol(b_ptr, "b");
+      @export_symbol(run);
+    }
+    """
+    routes = """
+    @set_color_config(0, 0, @get_color(3), .{ .routes = .{ .rx = .{RAMP}, .tx = .{EAST} } });
+    @set_color_config(1, 0, @get_color(3), .{ .routes = .{ .rx = .{WEST}, .tx = .{RAMP} } });
+    """
+    exports = EXPORTS.replace("f32", "u32")
+    build(tmp_path, body, exports, width=2, routes=routes, arch=arch)
+    runtime = start(tmp_path)
+    values = np.array([0x00010002, 0xFFFF8000, 7, 0x12345678], np.uint32)
+    put(runtime, "a", values)
+    runtime.launch("run")
+    assert get(runtime, "b", 4, np.uint32, x=1).tolist() == values.tolist()
+    runtime.stop()

@@ -273,12 +273,21 @@ class Operation:
     def elements_a_step(self, pe: Any) -> int:
         operands = [s for s in (self.dest, self.src0, self.src1, self.scalar) if s is not None]
         assert self.op is not None
+        if self.sends_pairs(operands[1:]):
+            return 2
         if any(s.is_input or s.is_output or s.kind == Kind.FIFO for s in operands):
             return 1
         if self.dest is not None and self.dest.kind == Kind.POINTER:
             return 1
         strides = tuple(s.strides[0] for s in operands if s.is_memory and s.strides)
         return simd_width(self.op, pe.engine.arch.name, strides)
+
+    def sends_pairs(self, sources: list[Source]) -> bool:
+        """Whether two 16-bit results make one wavelet."""
+        assert self.op is not None
+        pairs = self.dest is not None and self.dest.is_output and bool(self.dest.flags & isa.PAIR_BIT)
+        queues = any(s.is_input or s.is_output or s.kind == Kind.FIFO for s in sources)
+        return pairs and element_bytes(self.op)[0] == 2 and not queues
 
     def offset_by_index(self) -> None:
         if self.index is None:
@@ -362,6 +371,10 @@ class Operation:
                 self.stopped = True
                 break
             rows.append((i, self.gather(pe, i, sizes, now)))
+        if self.width == 2 and self.dest is not None and self.dest.is_output and rows:
+            low, high = rows[0][1] & 0xFFFF, rows[-1][1] & 0xFFFF if len(rows) == 2 else 0
+            self.send(pe, self.dest, first, low | high << 16, 4, now)
+            rows = []
         for i, result in rows:
             self.put_result(pe, i, result, sizes[0], now)
         self.position = first + elements

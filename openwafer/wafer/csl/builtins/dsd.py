@@ -20,6 +20,7 @@ from openwafer.wafer.isa import (
     CONTROL_BIT,
     INDEX_OFFSET_BIT,
     NO_COLOR,
+    PAIR_BIT,
     DsdKind,
     DsrFile,
     Op,
@@ -59,7 +60,7 @@ def _fabric(
 ) -> Value:
     options = config(sema, frame, node.arguments[1], known)
     for name in ("simd_mode", "control_transform", "zero"):
-        if name in options:
+        if name in options and (name != "simd_mode" or own == DsdKind.FABIN):
             raise CslError(options[name][1].span, f"not supported yet: .{name}")
     color = known_id(*options["fabric_color"], "a color") if "fabric_color" in options else NO_COLOR
     queue = (
@@ -69,13 +70,30 @@ def _fabric(
         _take_color(sema, queue, color, node)
     flags = CONTROL_BIT * flag(options, "control") | ADVANCE_SWITCH_BIT * flag(options, "advance_switch")
     flags |= INDEX_OFFSET_BIT * flag(options, "wavelet_index_offset")
+    flags |= _simd_mode(options)
     if own == DsdKind.FABOUT and sema.arch.data_task_is_queue:
         color = NO_COLOR
     elif own == DsdKind.FABOUT and color == NO_COLOR:
         raise CslError(node.span, f"a fabout_dsd of {sema.arch.name} needs .fabric_color")
     extent = _extent(sema, frame, options, node)
+    if flags & PAIR_BIT and isinstance(extent, int) and extent % 2:
+        raise CslError(node.span, f".extent = {extent} with .simd_32: two elements go in a wavelet, so it must be even")
     made = ir.DsdValue(own, None, (extent if isinstance(extent, int) else 0,), (0,), queue, color, flags)
     return _with_extent(kind, made, extent)
+
+
+def _simd_mode(options: Config) -> int:
+    """The flag of `.simd_mode = .{ .simd_32 = true }` or `.simd_32_or_64`: 16-bit elements go in pairs."""
+    if "simd_mode" not in options:
+        return 0
+    value, node = options["simd_mode"]
+    modes = value.value.fields if isinstance(value, Const) and isinstance(value.value, StructValue) else ()
+    chosen = [name for name, on in modes if on.value is True]
+    if len(chosen) == 1 and chosen[0] in ("simd_32", "simd_32_or_64"):
+        return PAIR_BIT
+    if chosen == ["simd_64"]:
+        raise CslError(node.span, "not supported yet: .simd_mode of .simd_64; .simd_32 is")
+    raise CslError(node.span, ".simd_mode is one of .{ .simd_32 = true }, .simd_64, .simd_32_or_64")
 
 
 def _default_queue(sema: Any, own: DsdKind, color: int, node: ast.BuiltinCall) -> int:

@@ -148,6 +148,9 @@ static int thread_of(Sim *sim, Pe *pe, uint64_t now, const Vector *v, Operation 
 static int uses_queue(const Source *s) { return is_input(s) || is_output(s) || s->kind == KIND_FIFO; }
 
 static int width_of(const Sim *sim, const Operation *o) {
+  if (is_output(&o->dest) && o->dest.flags & PAIR_BIT && o->sizes[0] == 2 && !uses_queue(&o->src0) &&
+      !uses_queue(&o->src1) && !uses_queue(&o->scalar))
+    return 2; /* two results make one wavelet */
   if (uses_queue(&o->dest) || uses_queue(&o->src0) || uses_queue(&o->src1) || uses_queue(&o->scalar)) return 1;
   if (o->dest.kind == KIND_POINTER) return 1;
   int width = sim->widths[o->op];
@@ -365,7 +368,11 @@ static inline int step_operation(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
       written = 1;
     }
   }
-  if (!o->has_sum && !written && o->dest.kind != KIND_NONE) {
+  if (o->width == 2 && is_output(&o->dest) && made) {
+    uint32_t high = made == 2 ? results[1] & 0xFFFF : 0;
+    send(sim, pe, now + (floats ? (uint64_t)sim->timing.float_latency : 0), o, &o->dest,
+         (results[0] & 0xFFFF) | high << 16, 4);
+  } else if (!o->has_sum && !written && o->dest.kind != KIND_NONE) {
     for (int k = 0; k < made; k++) {
       o->position = first + (uint64_t)k;
       if (o->dest.kind == KIND_FIFO) fifo_push(sim, pe, now, o->dest.fifo, results[k]);
