@@ -244,11 +244,16 @@ comptime {
 
 
 @pytest.mark.parametrize("arch", ["wse2", "wse3"])
+@pytest.mark.parametrize("dialect", ["1.4", "2.10"])
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 2), (2, 3), (4, 4)])
-def test_tally(tmp_path: Path, arch: str, width: int, height: int) -> None:
+def test_tally(tmp_path: Path, arch: str, width: int, height: int, dialect: str) -> None:
     """All counts arrive on the last PE of the first row, and there alone the callback runs."""
+    in_one = TALLY_PE.replace("@concat_structs(tally_params, .{", ".{ .tally_params = tally_params,")
+    in_one = in_one.replace("}));", "});")
+        "}));", "});"
+    )
     (tmp_path / "layout.csl").write_text(TALLY_LAYOUT)
-    (tmp_path / "pe.csl").write_text(TALLY_PE)
+    (tmp_path / "pe.csl").write_text(TALLY_PE if dialect == "1.4" else in_one)
     options = Options(arch=arch, params={"width": str(width), "height": str(height)})
     image_file.save(compile_file(tmp_path / "layout.csl", options), tmp_path / "out")
     runtime = start(tmp_path)
