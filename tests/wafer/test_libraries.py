@@ -250,8 +250,6 @@ def test_tally(tmp_path: Path, arch: str, width: int, height: int, dialect: str)
     """All counts arrive on the last PE of the first row, and there alone the callback runs."""
     in_one = TALLY_PE.replace("@concat_structs(tally_params, .{", ".{ .tally_params = tally_params,")
     in_one = in_one.replace("}));", "});")
-        "}));", "});"
-    )
     (tmp_path / "layout.csl").write_text(TALLY_LAYOUT)
     (tmp_path / "pe.csl").write_text(TALLY_PE if dialect == "1.4" else in_one)
     options = Options(arch=arch, params={"width": str(width), "height": str(height)})
