@@ -33,7 +33,7 @@ static void *copy(Sim *sim, const void *from, size_t bytes) {
 }
 
 static void free_tables(Sim *sim) {
-  free(sim->pes), free(sim->cores), free(sim->core_next), free(sim->routers), free(sim->router_next), free(sim->plans);
+  free(sim->pes), free(sim->cores), free(sim->core_next), free(sim->routers), free(sim->router_next);
   free(sim->moves), free(sim->log), free(sim->events), free(sim);
 }
 
@@ -46,20 +46,22 @@ API Sim *ow_new(int32_t width, int32_t height, int32_t is_wse3, const int32_t *t
   sim->num_pes = width * height;
   sim->is_wse3 = is_wse3;
   sim->router_depth = router_depth;
+  sim->step[EAST] = sizeof(Pe), sim->step[SOUTH] = width * (int32_t)sizeof(Pe);
+  sim->step[WEST] = -sim->step[EAST], sim->step[NORTH] = -sim->step[SOUTH];
   memcpy(&sim->timing, timing, sizeof sim->timing);
   memcpy(sim->iq_depth, iq_depth, sizeof sim->iq_depth);
   memcpy(sim->oq_depth, oq_depth, sizeof sim->oq_depth);
   memcpy(sim->widths, widths, sizeof sim->widths);
   size_t pes = (size_t)sim->num_pes;
-  sim->pes = calloc(pes, sizeof(Pe));
+  sim->pes = aligned_alloc(CACHE_LINE, pes * sizeof(Pe));
+  if (sim->pes) memset(sim->pes, 0, pes * sizeof(Pe));
   sim->cores = malloc(pes * sizeof(uint32_t));
   sim->core_next = malloc(pes * sizeof(uint64_t));
   sim->router_next = malloc(pes * sizeof(uint64_t));
-  sim->plans = malloc(pes * sizeof(uint64_t));
   sim->routers = malloc(pes * sizeof(uint32_t));
   sim->memory = mmap(NULL, pes * MEMORY_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (sim->memory == MAP_FAILED) sim->memory = NULL;
-  if (sim->pes && sim->cores && sim->core_next && sim->routers && sim->router_next && sim->plans && sim->memory)
+  if (sim->pes && sim->cores && sim->core_next && sim->routers && sim->router_next && sim->memory)
     return sim;
   if (sim->memory) munmap(sim->memory, pes * MEMORY_BYTES);
   free_tables(sim);
@@ -157,6 +159,7 @@ API void ow_start(Sim *sim, const int32_t *program_of, const int32_t *routes_of)
     pe->number = i;
     pe->x = i % sim->width;
     pe->y = i / sim->width;
+    pe->outside = (uint8_t)(!pe->y << NORTH | (pe->y == sim->height - 1) << SOUTH | (pe->x == sim->width - 1) << EAST | !pe->x << WEST);
     pe->cmd_done = 1;
     sim->core_next[i] = sim->router_next[i] = pe->counted = NEVER;
     pe->acting = -1;
@@ -174,6 +177,7 @@ API void ow_start(Sim *sim, const int32_t *program_of, const int32_t *routes_of)
       color->position = (uint8_t)r->position;
       color->frozen = (uint8_t)r->teardown;
       color->ring = (uint8_t)r->ring;
+      color->swap = (uint8_t)r->swap;
       color->counter = r->filter == NO_FILTER ? 0 : (uint32_t)r->init_counter;
       for (int n = 0; n < 4; n++) {
         color->rx[n] = (uint8_t)r->rx[n], color->tx[n] = (uint8_t)r->tx[n];
@@ -226,7 +230,7 @@ API void ow_send(Sim *sim, int32_t number, int32_t color, const uint32_t *words,
   Pe *pe = &sim->pes[number];
   Color *state = color_of(sim, pe, color);
   for (int64_t i = 0; i < count; i++)
-    push(sim, &state->queues[HOST], (Wavelet){sim->now, words[i], !!control, 0, (uint8_t)color, 0});
+    push(sim, &state->host_in, (Wavelet){sim->now, words[i], !!control, 0, (uint8_t)color, 0});
   if (!count) return;
   state->occupied |= 1u << HOST;
   pe->queued |= (uint32_t)1 << color;
@@ -266,22 +270,17 @@ static int one_cycle(Sim *sim) {
   int32_t polled = sim->num_routers;
   for (int32_t i = 0; i < polled; i++) {
     uint32_t number = sim->routers[i];
-    sim->plans[i] = NEVER + 1;
-    if (sim->router_next[number] > sim->now) continue;
-    sim->router_next[number] = NEVER - 1; /* still in the list, and open for news */
-    sim->plans[i] = sim->pes[number].queued ? decide(sim, &sim->pes[number]) : NEVER;
+    if (sim->router_next[number] <= sim->now) sim->router_next[number] = decide(sim, &sim->pes[number]);
   }
   if (sim->fault.kind && sim->fault.cycle <= sim->now) return 1;
   for (int32_t i = 0; i < sim->num_moves; i++) move(sim, &sim->moves[i]);
   happened |= sim->num_moves != 0;
   for (int32_t i = polled - 1; i >= 0; i--) {
     uint32_t number = sim->routers[i];
-    uint64_t plan = sim->plans[i], *next = &sim->router_next[number];
-    if (plan > NEVER) continue;
+    uint64_t *next = &sim->router_next[number];
     Pe *pe = &sim->pes[number];
-    if (pe->outputs_mask | pe->flushing) happened |= inject(sim, pe, &plan);
-    if (plan < *next) *next = plan;
-    if (*next < NEVER - 1) continue;
+    if (pe->outputs_mask | pe->flushing) happened |= inject(sim, pe, next);
+    if (*next < IDLE) continue;
     *next = NEVER;
     sim->routers[i] = sim->routers[--sim->num_routers];
   }
@@ -409,7 +408,7 @@ API int64_t ow_waits(Sim *sim, WaitRow *rows, int64_t room) {
     }
     for (uint32_t left = pe->arrived; left; left &= left - 1) {
       int color = __builtin_ctz(left);
-      ROW(i, NUM_THREADS, 0, color, (int32_t)pe->colors[color]->input.len, -1);
+      ROW(i, NUM_THREADS, 0, color, pe->colors[color]->input_len, -1);
     }
   }
   return found;

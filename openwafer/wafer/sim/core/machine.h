@@ -7,6 +7,7 @@
 #include <stddef.h>
 
 #define NEVER ((uint64_t)1 << 62)
+#define IDLE (NEVER - 1) /* of a router that is still in the list */
 #define MEMORY_BYTES 49152
 #define NUM_COLORS 24
 #define NUM_THREADS 8
@@ -15,8 +16,11 @@
 #define TEARDOWN_TASK 29
 #define NO_ENTRY_POINT 31
 #define NO_COLOR 0xFF
+#define NO_RING 0xFF
 #define ENDLESS 0x7FFF
 #define MAX_WIDTH 8
+#define ROUTER_RING 4 /* wavelets a bounded queue can hold: of a router's port, and between router and core */
+#define CORE_RING 8
 
 enum { NORTH, SOUTH, EAST, WEST, RAMP, HOST, NUM_PORTS };
 enum { T_I8, T_U8, T_I16, T_U16, T_I32, T_U32, T_I64, T_U64, T_F16, T_F32, T_BF16 };
@@ -25,6 +29,7 @@ enum { MEM1D, MEM4D, FABIN, FABOUT, NO_DSD = 255 };
 enum { CONTROL_BIT = 1 << 3, INDEX_OFFSET_BIT = 1 << 4, ADVANCE_SWITCH_BIT = 1 << 5, PAIR_BIT = 1 << 6 };
 enum { LOCAL_TASK, DATA_TASK, CONTROL_TASK };
 enum { BLOCK_TASK = 0, BLOCK_MICROTHREAD = 1 };
+enum { WAITS_DEST = 1, WAITS_SRC0 = 2, WAITS_SRC1 = 4, WAITS_SCALAR = 8 };
 enum { NO_POP, ALWAYS_POP, POP_ON_ADVANCE, POP_ON_ADVANCE_NOP };
 enum { FILTER_COUNTER, FILTER_SPARSE_COUNTER, FILTER_RANGE, NO_FILTER = 255 };
 
@@ -130,14 +135,16 @@ typedef struct { Wavelet *items; uint32_t head, len, capacity; } Queue; /* a rin
 
 /* ---- the router's side ------------------------------------------------------------------------------------------- */
 
-/* One color in one router: its route now, and what waits. */
+/* One color in one router: its route now, and what waits. What every wavelet needs fills one cache line. */
 typedef struct {
   const Route *route; /* NULL: none */
-  uint8_t rx[4], tx[4], said[4], ring; /* said: which half of a position is its own, bit 0 rx, bit 1 tx */
-  uint8_t valid, positions, position, frozen, pending, occupied, depth, color;
+  Wavelet *ports;     /* a ring of ROUTER_RING for each port that was used so far, in the order of first use */
+  Wavelet *input;     /* a ring of CORE_RING: towards the core */
   uint32_t counter;
-  Queue queues[NUM_PORTS]; /* HOST: from the host */
-  Queue input, host_out;
+  uint8_t rx[4], tx[4], first[HOST], head[HOST], len[HOST], input_head, input_len; /* first: of a port's ring */
+  uint8_t valid, positions, position, frozen, pending, occupied, depth, color, swap;
+  uint8_t ring, num_rings, said[4]; /* said: which half of a position is its own, bit 0 rx, bit 1 tx */
+  Queue host_in, host_out;
 } Color;
 
 /* ---- the core's side --------------------------------------------------------------------------------------------- */
@@ -155,7 +162,8 @@ typedef struct {
 } Source;
 
 typedef struct {
-  uint8_t op, is_async, thread, priority, has_sum, stopped, width, is_local;
+  uint8_t op, is_async, thread, priority, has_sum, stopped, width, is_local, is_plain;
+  uint8_t waits; /* operands at queues */
   uint8_t sizes[3], carry;
   int32_t index, pc; /* index -1: none */
   uint32_t sum;
@@ -170,32 +178,40 @@ typedef struct { uint32_t *items; uint32_t head, len; } Fifo;
 typedef struct { int32_t pc, fp; } Call;
 typedef struct Launch { struct Launch *next; int32_t function, arguments; const int64_t *values; } Launch;
 
+/* Cache line by cache line: what every step of the core needs, what it shares with the router, queues, the rest. */
 typedef struct {
-  uint64_t ready;     /* of the main thread */
-  uint64_t counted;   /* the last cycle counted as busy in the main thread */
+  _Alignas(64) uint64_t ready; /* of the main thread */
+  Operation *sync;
   const Program *program;
   uint8_t *memory;
-  int64_t *frames;
-  int32_t number, x, y; /* number: y * width + x */
+  int64_t busy;
+  int32_t number; /* y * width + x */
   uint32_t activated, blocked;
-  uint32_t queued, arrived; /* colors with something in the router, for the core */
-  uint32_t alert;           /* colors that the router must look at: the others wait for news */
-  uint8_t threads_mask, blocked_threads, outputs_mask, flushing, flushed;
-  uint8_t running, has_sync, cmd_done, in_cores, last_task, failed;
-  uint8_t turn[3];
-  uint8_t iq_color[8], oq_color[8];
-  int32_t pc, fp, num_slots, num_calls, calls_capacity, acting; /* acting: instruction to blame, -1: the one at pc */
+  uint8_t threads_mask, blocked_threads, running, has_sync, failed, in_cores, cmd_done, last_task, turn[3];
+
+  _Alignas(64) uint32_t queued, arrived; /* colors with something in the router, for the core */
+  uint32_t alert;                        /* colors that the router must look at: the others wait for news */
+  uint8_t outputs_mask, flushing, flushed, outside; /* outside: ports off the fabric */
+  uint8_t iq_color[8], oq_color[8], output_head[8], output_len[8];
+  struct Watch *watch; /* NULL: not watched */
+  Launch *launches;
+
+  Wavelet *outputs[8]; /* rings of CORE_RING; NULL: never used */
+
+  int64_t links[4];
+  uint64_t counted; /* the last cycle counted as busy in the main thread */
+  int64_t *frames;
+  int32_t x, y, pc, fp;
+
+  Color *colors[NUM_COLORS];
+
+  int32_t num_slots, num_calls, calls_capacity, acting; /* acting: instruction to blame, -1: the one at pc */
   uint32_t lfsr;
   Call *calls;
-  Operation *sync, *threads[NUM_THREADS], *iterators;
+  Operation *threads[NUM_THREADS], *iterators;
   uint64_t next_issue[NUM_THREADS];
   Dsr *dsrs;
   Fifo *fifos;
-  Queue *outputs; /* [8] */
-  Launch *launches, **last_launch;
-  int64_t busy, links[4];
-  struct Watch *watch; /* NULL: not watched */
-  Color *colors[NUM_COLORS];
 } Pe;
 
 /* ---- the whole --------------------------------------------------------------------------------------------------- */
@@ -203,10 +219,10 @@ typedef struct {
 typedef struct { uint64_t cycle, order; int64_t a, b, c; int32_t kind, pe, pc; } Fault;
 typedef struct { uint64_t cycle; int64_t value; int32_t pe, kind, form, unused; } LogEntry; /* kind: SYS call */
 typedef struct { uint64_t start, end; int64_t name; int32_t pe, thread, kind, unused; } EventRow; /* see watch.h */
-typedef struct { int32_t pe, port; Color *color; uint32_t outs; } Move;
+typedef struct { Pe *pe; Color *color; int32_t port; uint32_t outs; } Move;
 
 typedef struct {
-  int32_t width, height, num_pes, is_wse3, router_depth;
+  int32_t width, height, num_pes, is_wse3, router_depth, step[4]; /* step: bytes from a PE to its neighbours */
   int32_t iq_depth[8], oq_depth[8];
   int32_t widths[DFILT + 1];
   Timing timing;
@@ -214,7 +230,6 @@ typedef struct {
   Pe *pes;
   uint64_t *core_next;   /* per PE: the first cycle at which the core may have something to do */
   uint64_t *router_next; /* the same for the router; NEVER: it is not in `routers` */
-  uint64_t *plans;       /* per entry of `routers`: what decide() said; NEVER + 1: not looked at in this cycle */
   uint8_t *memory;
   Program *programs;
   int32_t num_programs;

@@ -6,15 +6,7 @@
 
 static const int OPPOSITE[4] = {SOUTH, NORTH, WEST, EAST};
 
-static inline Pe *neighbour(Sim *sim, Pe *pe, int port) {
-  int x = pe->x, y = pe->y;
-  switch (port) {
-    case NORTH: return y > 0 ? pe - sim->width : NULL;
-    case SOUTH: return y < sim->height - 1 ? pe + sim->width : NULL;
-    case EAST: return x < sim->width - 1 ? pe + 1 : NULL;
-    default: return x > 0 ? pe - 1 : NULL;
-  }
-}
+static inline Pe *neighbour(const Sim *sim, Pe *pe, int port) { return (Pe *)((char *)pe + sim->step[port]); }
 
 /* Whether the copy for the ramp is delivered, filter aside. */
 static inline int to_core(const Pe *pe, const Wavelet *w) {
@@ -23,10 +15,9 @@ static inline int to_core(const Pe *pe, const Wavelet *w) {
   return !(w->data >> 24 & 1) && ((w->data >> 16 & 63) != NO_ENTRY_POINT || has_task);
 }
 
-static int passes(const Color *color, const Wavelet *w) {
+static int passes_filter(const Color *color, const Wavelet *w) {
   const Route *r = color->route;
   int64_t counter = color->counter;
-  if (r->filter == NO_FILTER) return 1;
   if (r->filter == FILTER_RANGE) return w->control || ((int64_t)(w->data >> 16) >= r->min_idx && (int64_t)(w->data >> 16) <= r->max_idx);
   int counted = w->control ? r->count_control : r->count_data;
   if (!counted && !(w->control && r->filter_control)) return 1;
@@ -34,57 +25,63 @@ static int passes(const Color *color, const Wavelet *w) {
                                             : counter <= r->max_counter;
 }
 
-static uint32_t input_depth(const Sim *sim, Pe *pe, Color *color) {
-  if (!color->depth) {
-    color->depth = 2;
-    int queue = 0;
-    while (queue < 8 && pe->iq_color[queue] != color->color) queue++;
-    if (queue < 8) color->depth = (uint8_t)sim->iq_depth[queue];
-    else if (pe->program && pe->program->iq_of_color[color->color] != NO_COLOR)
-      color->depth = (uint8_t)sim->iq_depth[pe->program->iq_of_color[color->color]];
-  }
-  return color->depth;
+static inline int passes(const Color *color, const Wavelet *w) {
+  return color->route->filter == NO_FILTER || passes_filter(color, w);
+}
+
+static void find_input_depth(const Sim *sim, const Pe *pe, Color *color) {
+  color->depth = 2;
+  int queue = 0;
+  while (queue < 8 && pe->iq_color[queue] != color->color) queue++;
+  if (queue < 8) color->depth = (uint8_t)sim->iq_depth[queue];
+  else if (pe->program && pe->program->iq_of_color[color->color] != NO_COLOR)
+    color->depth = (uint8_t)sim->iq_depth[pe->program->iq_of_color[color->color]];
+}
+
+/* Whether the queue to the core has room, or the wavelet is not for it. */
+static inline int ramp_has_room(const Sim *sim, const Pe *pe, Color *color, const Wavelet *w) {
+  if (!color->depth) find_input_depth(sim, pe, color);
+  return color->input_len < color->depth || !to_core(pe, w) || !passes(color, w);
 }
 
 static inline int swapped(const Color *color, int out) {
-  return color->color ^ (color->route->swap >> (out == EAST || out == WEST ? 0 : 1) & 1);
+  if (!color->swap) return color->color;
+  return color->color ^ (color->swap >> (out == EAST || out == WEST ? 0 : 1) & 1);
+}
+
+/* Whether the neighbour's queue has room; there is a neighbour. */
+static inline int link_has_room(const Sim *sim, Pe *pe, const Color *color, int out) {
+  const Color *there = neighbour(sim, pe, out)->colors[swapped(color, out)];
+  return !there || there->len[OPPOSITE[out]] < sim->router_depth;
 }
 
 static int has_room(Sim *sim, Pe *pe, Color *color, const Wavelet *w, uint32_t outs) {
   for (; outs; outs &= outs - 1) {
     int out = __builtin_ctz(outs);
     if (out == HOST) continue;
-    if (out == RAMP) {
-      if (to_core(pe, w) && passes(color, w) && color->input.len >= input_depth(sim, pe, color)) return 0;
-      continue;
+    if (out != RAMP && pe->outside >> out & 1) {
+      fault_at(sim, pe, sim->now, FAULT_LEAVES, color->color, out, 0, -1);
+      return 0;
     }
-    Pe *other = neighbour(sim, pe, out);
-    if (!other) { fault_at(sim, pe, sim->now, FAULT_LEAVES, color->color, out, 0, -1); return 0; }
-    const Color *there = other->colors[swapped(color, out)];
-    if (there && there->queues[OPPOSITE[out]].len >= (uint32_t)sim->router_depth) return 0;
+    if (!(out == RAMP ? ramp_has_room(sim, pe, color, w) : link_has_room(sim, pe, color, out))) return 0;
   }
   return 1;
 }
 
-/* Colors with a head that may be taken now, and from which ports; *next: when another head comes to be so. */
-static uint32_t ready_colors(Sim *sim, Pe *pe, uint8_t *ports, uint64_t *next) {
+/* Ports of a color whose head may be taken now; *next: when that of another comes to be so, if sooner. */
+static inline uint32_t ready_ports(const Sim *sim, Pe *pe, const Color *color, uint64_t *next) {
   uint32_t found = 0;
-  for (uint32_t left = pe->queued & pe->alert; left; left &= left - 1) {
-    int number = __builtin_ctz(left), waits = 0;
-    const Color *color = pe->colors[number];
-    ports[number] = 0;
-    for (uint32_t at = color->occupied; at; at &= at - 1) {
-      int port = __builtin_ctz(at);
-      uint64_t ready = head_of(&color->queues[port])->ready;
-      if (ready <= sim->now) ports[number] |= (uint8_t)(1u << port);
-      else {
-        waits = 1;
-        if (ready < *next) *next = ready;
-      }
+  int waits = 0;
+  for (uint32_t at = color->occupied; at; at &= at - 1) {
+    int port = __builtin_ctz(at);
+    uint64_t ready = port_head(color, port)->ready;
+    if (ready <= sim->now) found |= 1u << port;
+    else {
+      waits = 1;
+      if (ready < *next) *next = ready;
     }
-    if (!waits) pe->alert &= ~((uint32_t)1 << number);
-    if (ports[number]) found |= (uint32_t)1 << number;
   }
+  if (!waits) pe->alert &= ~((uint32_t)1 << color->color);
   return found;
 }
 
@@ -92,12 +89,20 @@ static inline uint32_t turn_colors(uint32_t colors, int from) {
   return (colors >> from | colors << (NUM_COLORS - from)) & 0xFFFFFF;
 }
 
-/* Notes this router's moves. The first cycle after this at which, without news, it might move something. */
-static uint64_t decide(Sim *sim, Pe *pe) {
-  uint8_t ports[NUM_COLORS];
-  uint64_t next = NEVER;
-  uint32_t colors = ready_colors(sim, pe, ports, &next), taken = 0, lost = 0, by_port[NUM_PORTS] = {0};
-  if (!colors) return next;
+static void note_move(Sim *sim, Pe *pe, int in, Color *color, uint32_t outs) {
+  if (sim->num_moves == sim->moves_capacity) {
+    sim->moves_capacity = sim->moves_capacity ? sim->moves_capacity * 2 : 1024;
+    Move *moves = realloc(sim->moves, (size_t)sim->moves_capacity * sizeof(Move));
+    if (!moves) abort();
+    sim->moves = moves;
+  }
+  sim->moves[sim->num_moves++] = (Move){pe, color, in, outs};
+  pe->alert |= (uint32_t)1 << color->color;
+}
+
+/* The moves of colors that want the same output, in the order of their turns. */
+static uint64_t decide_by_turns(Sim *sim, Pe *pe, const uint8_t *ports, uint32_t colors, uint64_t next) {
+  uint32_t taken = 0, lost = 0, by_port[NUM_PORTS] = {0};
   for (uint32_t left = colors; left; left &= left - 1) {
     int number = __builtin_ctz(left);
     const Color *color = pe->colors[number];
@@ -127,20 +132,47 @@ static uint64_t decide(Sim *sim, Pe *pe) {
         continue;
       }
       int in = __builtin_ctz(accepted);
-      if (!has_room(sim, pe, color, head_of(&color->queues[in]), outs)) continue;
+      if (!has_room(sim, pe, color, port_head(color, in), outs)) continue;
       taken |= outs;
-      pe->alert |= (uint32_t)1 << number;
-      if (sim->num_moves == sim->moves_capacity) {
-        sim->moves_capacity = sim->moves_capacity ? sim->moves_capacity * 2 : 1024;
-        Move *moves = realloc(sim->moves, (size_t)sim->moves_capacity * sizeof(Move));
-        if (!moves) abort();
-        sim->moves = moves;
-      }
-      sim->moves[sim->num_moves++] = (Move){pe->number, in, color, outs};
+      note_move(sim, pe, in, color, outs);
       next = sim->now + 1;
     }
   }
   return next;
+}
+
+/* Notes this router's moves. The first cycle after this at which, without news, it might move something. Colors with
+   different outputs do not meet, so that their turns do not matter; the others are decided together. */
+static uint64_t decide(Sim *sim, Pe *pe) {
+  uint8_t ports[NUM_COLORS];
+  uint64_t next = IDLE;
+  uint32_t colors = 0, wanted = pe->outside, meet = 0;
+  int32_t before = sim->num_moves;
+  for (uint32_t left = pe->queued & pe->alert; left; left &= left - 1) {
+    int number = __builtin_ctz(left);
+    Color *color = pe->colors[number];
+    uint32_t ready = ready_ports(sim, pe, color, &next);
+    if (!ready) continue;
+    ports[number] = (uint8_t)ready;
+    colors |= (uint32_t)1 << number;
+    if (color->frozen) continue;
+    uint32_t outs = color->tx[color->position], accepted = ready & color->rx[color->position];
+    meet |= (~color->valid >> color->position & 1) | (accepted & (accepted - 1));
+    if (!accepted || !outs) continue;
+    meet |= outs & wanted;
+    wanted |= outs;
+    if (meet) continue;
+    int in = __builtin_ctz(accepted), out = __builtin_ctz(outs);
+    int room = outs >> out != 1 ? has_room(sim, pe, color, port_head(color, in), outs)
+               : out < RAMP     ? link_has_room(sim, pe, color, out)
+                                : out == HOST || ramp_has_room(sim, pe, color, port_head(color, in));
+    if (!room) continue;
+    note_move(sim, pe, in, color, outs);
+    next = sim->now + 1;
+  }
+  if (!meet) return next;
+  sim->num_moves = before;
+  return decide_by_turns(sim, pe, ports, colors, next);
 }
 
 /* ---- moves ------------------------------------------------------------------------------------------------------- */
@@ -177,16 +209,25 @@ static void deliver(Sim *sim, Pe *pe, Color *color, const Wavelet *w) {
   Wavelet made = *w;
   made.ready = sim->now + (uint64_t)sim->timing.ramp_in;
   made.advance = 0;
-  push(sim, &color->input, made);
+  input_push(sim, color, made);
   pe->arrived |= (uint32_t)1 << color->color;
   if (pe->program) wake_core(sim, pe, made.ready);
 }
 
-static void enter(Sim *sim, Pe *pe, Color *color, int port, Wavelet w) {
-  push(sim, &color->queues[port], w);
+static inline void enter(Sim *sim, Pe *pe, Color *color, int port, Wavelet w) {
+  port_push(sim, color, port, w);
   color->occupied |= (uint8_t)(1u << port);
   pe->queued |= (uint32_t)1 << color->color;
   news(sim, pe, color->color, w.ready);
+}
+
+static inline void leave(Sim *sim, Pe *pe, Color *color, int out, const Wavelet *w, uint32_t data) {
+  Pe *other = neighbour(sim, pe, out);
+  int number = swapped(color, out);
+  Wavelet copy = {sim->now + (uint64_t)sim->timing.hop, data, w->control, w->advance, (uint8_t)number, 0};
+  enter(sim, other, color_of(sim, other, number), OPPOSITE[out], copy);
+  pe->links[out]++;
+  sim->hops++;
 }
 
 static void to_host(Sim *sim, Pe *pe, Color *color, const Wavelet *w) {
@@ -209,54 +250,42 @@ static void act(Sim *sim, Pe *pe, Color *color, int command) {
   }
 }
 
-static void move(Sim *sim, const Move *m) {
-  Pe *pe = sim->pes + m->pe;
+static inline void move(Sim *sim, const Move *m) {
+  Pe *pe = m->pe;
   Color *color = m->color;
-  Queue *from = &color->queues[m->port];
-  Wavelet w = pop(from);
-  if (!from->len) {
-    color->occupied &= (uint8_t)~(1u << m->port);
-    if (!color->occupied) pe->queued &= ~((uint32_t)1 << color->color);
-  }
+  Wavelet w = *port_head(color, m->port);
+  port_drop(color, m->port);
+  if (!color->occupied) pe->queued &= ~((uint32_t)1 << color->color);
   if (m->port < RAMP) { /* the neighbour may have waited for room, with this color or the one it swaps with */
     Pe *other = neighbour(sim, pe, m->port);
-    other->alert |= (uint32_t)1 << (color->color ^ 1);
-    news(sim, other, color->color, sim->now + 1);
+    other->alert |= (uint32_t)3 << (color->color & ~1);
+    wake_router(sim, other, sim->now + 1);
   }
   int command = w.control ? (int)(w.data >> 22 & 3) : w.advance;
   uint32_t sent = w.control ? popped(color, w.data, command) : w.data;
   for (uint32_t outs = m->outs; outs; outs &= outs - 1) {
     int out = __builtin_ctz(outs);
-    if (out == HOST) to_host(sim, pe, color, &w);
+    if (out < RAMP) leave(sim, pe, color, out, &w, sent);
     else if (out == RAMP) deliver(sim, pe, color, &w);
-    else {
-      Pe *other = neighbour(sim, pe, out);
-      int number = swapped(color, out);
-      Wavelet copy = {sim->now + (uint64_t)sim->timing.hop, sent, w.control, w.advance, (uint8_t)number, 0};
-      enter(sim, other, color_of(sim, other, number), OPPOSITE[out], copy);
-      pe->links[out]++;
-      sim->hops++;
-    }
+    else to_host(sim, pe, color, &w);
   }
-  act(sim, pe, color, command);
+  if (command) act(sim, pe, color, command);
 }
 
 /* From output queues into the router: one wavelet a PE. Whether anything happened; *next: when it may go on. */
-static int inject(Sim *sim, Pe *pe, uint64_t *next) {
-  int happened = 0;
-  for (int step = 0; step < 8 && pe->outputs_mask; step++) {
-    int number = (int)((sim->now + (uint64_t)step) & 7);
-    if (!(pe->outputs_mask >> number & 1)) continue;
-    Queue *queue = &pe->outputs[number];
-    Wavelet w = *head_of(queue);
+static inline int inject(Sim *sim, Pe *pe, uint64_t *next) {
+  int happened = 0, from = (int)(sim->now & 7);
+  uint32_t turned = (uint32_t)pe->outputs_mask * 0x101u >> from & 0xFF;
+  for (uint32_t left = turned; left; left &= left - 1) {
+    int number = (__builtin_ctz(left) + from) & 7;
+    Wavelet w = *output_head(pe, number);
     if (w.ready > sim->now + 1) {
       if (w.ready - 1 < *next) *next = w.ready - 1;
       continue;
     }
     Color *color = color_of(sim, pe, w.color);
-    if (color->queues[RAMP].len >= (uint32_t)sim->router_depth) continue;
-    pop(queue);
-    if (!queue->len) pe->outputs_mask &= (uint8_t)~(1u << number);
+    if (color->len[RAMP] >= sim->router_depth) continue;
+    output_drop(pe, number);
     w.ready = sim->now + 1;
     enter(sim, pe, color, RAMP, w);
     wake_core(sim, pe, sim->now + 1);

@@ -9,19 +9,24 @@
 
 typedef struct Chunk { struct Chunk *next; size_t used, size; } Chunk;
 
+enum { CACHE_LINE = 64 };
+
+/* Zeroed memory; what is as large as a cache line begins with one. */
 static void *take(Sim *sim, size_t size) {
-  size = (size + 15) & ~(size_t)15;
+  size_t grain = size < CACHE_LINE ? 16 : CACHE_LINE;
   Chunk *chunk = sim->arena;
-  if (!chunk || chunk->used + size > chunk->size) {
-    size_t room = size > (1 << 20) - 64 ? size : (1 << 20) - 64;
-    chunk = malloc(sizeof(Chunk) + 16 + room);
+  size = (size + grain - 1) & ~(grain - 1);
+  if (!chunk || ((chunk->used + grain - 1) & ~(grain - 1)) + size > chunk->size) {
+    size_t room = size > (1 << 20) - 128 ? size : (1 << 20) - 128;
+    chunk = malloc(sizeof(Chunk) + CACHE_LINE + room);
     if (!chunk) abort();
     chunk->next = sim->arena;
     chunk->used = 0;
     chunk->size = room;
     sim->arena = chunk;
   }
-  char *start = (char *)(((uintptr_t)(chunk + 1) + 15) & ~(uintptr_t)15) + chunk->used;
+  chunk->used = (chunk->used + grain - 1) & ~(grain - 1);
+  char *start = (char *)(((uintptr_t)(chunk + 1) + CACHE_LINE - 1) & ~(uintptr_t)(CACHE_LINE - 1)) + chunk->used;
   chunk->used += size;
   memset(start, 0, size);
   return start;
@@ -48,6 +53,65 @@ static inline Wavelet pop(Queue *q) {
   q->head = (q->head + 1) & (q->capacity - 1);
   q->len--;
   return w;
+}
+
+/* Bounded queues: rings that are never asked to hold more than they can. */
+
+static inline Wavelet *port_head(const Color *color, int port) {
+  if (port == HOST) return head_of(&color->host_in);
+  return color->ports + color->first[port] + color->head[port];
+}
+
+static void open_port(Sim *sim, Color *color, int port) {
+  size_t used = (size_t)color->num_rings++ * ROUTER_RING;
+  Wavelet *made = take(sim, (used + ROUTER_RING) * sizeof(Wavelet));
+  if (used) memcpy(made, color->ports, used * sizeof(Wavelet));
+  color->ports = made;
+  color->first[port] = (uint8_t)used;
+}
+
+static inline void port_push(Sim *sim, Color *color, int port, Wavelet w) {
+  if (color->first[port] == NO_RING) open_port(sim, color, port);
+  color->ports[color->first[port] + ((color->head[port] + color->len[port]++) & (ROUTER_RING - 1))] = w;
+}
+
+/* The head's place stays readable until the next push. */
+static inline void port_drop(Color *color, int port) {
+  if (port == HOST) {
+    pop(&color->host_in);
+    if (color->host_in.len) return;
+  } else {
+    color->head[port] = (color->head[port] + 1) & (ROUTER_RING - 1);
+    if (--color->len[port]) return;
+  }
+  color->occupied &= (uint8_t)~(1u << port);
+}
+
+static inline Wavelet *input_head(const Color *color) { return color->input + color->input_head; }
+
+static inline void input_push(Sim *sim, Color *color, Wavelet w) {
+  if (!color->input) color->input = take(sim, CORE_RING * sizeof(Wavelet));
+  color->input[(color->input_head + color->input_len++) & (CORE_RING - 1)] = w;
+}
+
+static inline uint32_t input_pop(Pe *pe, Color *color) {
+  uint32_t data = input_head(color)->data;
+  color->input_head = (color->input_head + 1) & (CORE_RING - 1);
+  if (!--color->input_len) pe->arrived &= ~((uint32_t)1 << color->color);
+  return data;
+}
+
+static inline Wavelet *output_head(const Pe *pe, int queue) { return pe->outputs[queue] + pe->output_head[queue]; }
+
+static inline void output_push(Sim *sim, Pe *pe, int queue, Wavelet w) {
+  if (!pe->outputs[queue]) pe->outputs[queue] = take(sim, CORE_RING * sizeof(Wavelet));
+  pe->outputs[queue][(pe->output_head[queue] + pe->output_len[queue]++) & (CORE_RING - 1)] = w;
+  pe->outputs_mask |= (uint8_t)(1u << queue);
+}
+
+static inline void output_drop(Pe *pe, int queue) {
+  pe->output_head[queue] = (pe->output_head[queue] + 1) & (CORE_RING - 1);
+  if (!--pe->output_len[queue]) pe->outputs_mask &= (uint8_t)~(1u << queue);
 }
 
 /* ---- faults ------------------------------------------------------------------------------------------------------ */
@@ -93,6 +157,7 @@ static Color *color_of(Sim *sim, Pe *pe, int color) {
   if (!state) {
     state = pe->colors[color] = take(sim, sizeof(Color));
     state->color = (uint8_t)color;
+    memset(state->first, NO_RING, sizeof state->first);
   }
   return state;
 }

@@ -10,7 +10,7 @@ enum { PICK_NONE = -1, PICK_DATA = 32, PICK_CONTROL = 64, PICK_LAUNCH = 128 };
 
 static inline const Wavelet *arrived_head(const Pe *pe, int color, uint64_t now) {
   if (color >= NUM_COLORS || !(pe->arrived >> color & 1)) return NULL;
-  const Wavelet *head = head_of(&pe->colors[color]->input);
+  const Wavelet *head = input_head(pe->colors[color]);
   return head->ready <= now ? head : NULL;
 }
 
@@ -83,23 +83,18 @@ static void start_task(Sim *sim, Pe *pe, uint64_t now, int picked) {
   if (picked == PICK_LAUNCH) {
     Launch *launch = pe->launches;
     pe->launches = launch->next;
-    if (!pe->launches) pe->last_launch = &pe->launches;
     if (start(sim, pe, now, launch->function, launch->arguments))
       memcpy(pe->frames, launch->values, (size_t)launch->arguments * sizeof(int64_t));
   } else if (picked >= PICK_CONTROL) {
     int color = picked - PICK_CONTROL;
-    Queue *input = &pe->colors[color]->input;
-    uint32_t word = head_of(input)->data, entry = word >> 16 & 63;
+    uint32_t word = input_head(pe->colors[color])->data, entry = word >> 16 & 63;
     if (!(program->control_mask >> entry & 1)) { fault(sim, pe, now, FAULT_UNBOUND_CONTROL, color, entry, 0); return; }
-    pop(input);
-    if (!input->len) pe->arrived &= ~((uint32_t)1 << color);
+    input_pop(pe, pe->colors[color]);
     news(sim, pe, color, now);
     start_bound(sim, pe, now, &program->tasks[64 + entry], word & 0xFFFF);
   } else if (picked >= PICK_DATA) {
     int task = picked - PICK_DATA, color = sim->is_wse3 ? pe->iq_color[task] : task;
-    Queue *input = &pe->colors[color]->input;
-    uint32_t word = pop(input).data;
-    if (!input->len) pe->arrived &= ~((uint32_t)1 << color);
+    uint32_t word = input_pop(pe, pe->colors[color]);
     news(sim, pe, color, now);
     pe->last_task = (uint8_t)task;
     start_bound(sim, pe, now, &program->tasks[32 + task], word);
@@ -512,16 +507,38 @@ static uint64_t next_time(const Pe *pe, uint64_t now) {
     if (at > now && at < soonest) soonest = at;
   }
   for (uint32_t left = pe->arrived; left; left &= left - 1) {
-    uint64_t at = head_of(&pe->colors[__builtin_ctz(left)]->input)->ready;
+    uint64_t at = input_head(pe->colors[__builtin_ctz(left)])->ready;
     if (at > now && at < soonest) soonest = at;
   }
   return soonest;
+}
+
+static inline uint64_t after_issue(const Pe *pe, uint64_t now) {
+  if (pe->failed) return NEVER;
+  if (pe->threads_mask) return now + 1;
+  if (pe->has_sync || pe->running || pe->activated || pe->launches || pe->arrived)
+    return pe->ready > now ? pe->ready : now + 1;
+  return NEVER;
+}
+
+/* The same as step_core for a PE that is in the middle of a synchronous operation and has no other thread. */
+static inline int step_sync(Sim *sim, Pe *pe) {
+  uint64_t now = sim->now, *next = &sim->core_next[pe->number];
+  Operation *o = pe->sync;
+  Obstacle why;
+  if (pe->ready > now || is_blocked(sim, pe, now, o, &why)) return *next = next_time(pe, now), 0;
+  pe->turn[1] = 0;
+  pe->ready = now + (uint64_t)step_operation(sim, pe, now, o);
+  pe->busy++;
+  if (is_done(o)) pe->has_sync = 0;
+  return *next = after_issue(pe, now), 1;
 }
 
 /* One issue of one thread, if any can; whether one did. */
 static int step_core(Sim *sim, Pe *pe) {
   uint64_t now = sim->now;
   if (pe->failed) { sim->core_next[pe->number] = NEVER; return 0; }
+  if (pe->has_sync && !pe->threads_mask && !pe->sync->is_local && !pe->watch) return step_sync(sim, pe);
   int picked = PICK_NONE, main = main_ready(sim, pe, now, &picked);
   if (pe->watch) watch_before(sim, pe, now, main);
   if (!pe->threads_mask) {
@@ -549,13 +566,8 @@ static int step_core(Sim *sim, Pe *pe) {
     }
   }
   if (pe->watch && main) watch_after(sim, pe, now);
-  if (pe->failed) { sim->core_next[pe->number] = NEVER; return 1; }
-  if (!main) sim->core_next[pe->number] = next_time(pe, now);
-  else if (pe->threads_mask) sim->core_next[pe->number] = now + 1;
-  else if (pe->has_sync || pe->running || pe->activated || pe->launches || pe->arrived)
-    sim->core_next[pe->number] = pe->ready > now ? pe->ready : now + 1;
-  else sim->core_next[pe->number] = NEVER;
-  return main;
+  sim->core_next[pe->number] = main || pe->failed ? after_issue(pe, now) : next_time(pe, now);
+  return main || pe->failed;
 }
 
 #endif

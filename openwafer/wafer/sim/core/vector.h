@@ -103,8 +103,9 @@ static int known_length(const Source *s, uint64_t *length) {
 }
 
 static inline int color_in(const Sim *sim, const Pe *pe, const Source *s) {
+  if (s->color != NO_COLOR && !sim->is_wse3) return s->color;
   uint8_t own = pe->iq_color[s->queue & 7];
-  return own != NO_COLOR && (sim->is_wse3 || s->color == NO_COLOR) ? own : s->color;
+  return own != NO_COLOR ? own : s->color;
 }
 
 static inline Color *input_of(Sim *sim, Pe *pe, const Source *s) {
@@ -165,6 +166,16 @@ static int width_of(const Sim *sim, const Operation *o) {
   return width;
 }
 
+/* Between memory, scalars and the fabric, an element a step, nothing addressed by a wavelet's index. */
+static int is_plain(const Operation *o) {
+  const Source *sources[] = {&o->dest, &o->src0, &o->src1, &o->scalar};
+  for (int i = 0; i < 4; i++)
+    if (sources[i]->kind == KIND_FIFO || sources[i]->kind == KIND_POINTER ||
+        (is_memory(sources[i]) && sources[i]->flags & INDEX_OFFSET_BIT))
+      return 0;
+  return o->width == 1 && o->dest.kind != KIND_NONE;
+}
+
 static void start_operation(Sim *sim, Pe *pe, uint64_t now, const Vector *v, Operation *o) {
   uint64_t length;
   o->op = (uint8_t)v->op;
@@ -180,7 +191,10 @@ static void start_operation(Sim *sim, Pe *pe, uint64_t now, const Vector *v, Ope
     o->length = !fifo ? 1 : o->is_async ? ENDLESS : pe->fifos[fifo->fifo].len;
   }
   o->width = (uint8_t)width_of(sim, o);
-  o->is_local = !uses_queue(&o->dest) && !uses_queue(&o->src0) && !uses_queue(&o->src1) && !uses_queue(&o->scalar);
+  o->waits = (uint8_t)((uses_queue(&o->dest) ? WAITS_DEST : 0) | (uses_queue(&o->src0) ? WAITS_SRC0 : 0) |
+                       (uses_queue(&o->src1) ? WAITS_SRC1 : 0) | (uses_queue(&o->scalar) ? WAITS_SCALAR : 0));
+  o->is_local = !o->waits;
+  o->is_plain = (uint8_t)is_plain(o);
   if (o->index >= 0) {
     Source *sources[] = {&o->dest, &o->src0, &o->src1};
     for (int i = 0; i < 3; i++)
@@ -208,7 +222,7 @@ typedef struct { int kind, a, b; } Obstacle;
 static inline int source_waits(Sim *sim, Pe *pe, uint64_t now, const Source *s, int waits_for_fifo, Obstacle *why) {
   if (is_input(s)) {
     const Color *color = input_of(sim, pe, s);
-    const Wavelet *head = color && color->input.len ? head_of(&color->input) : NULL;
+    const Wavelet *head = color && color->input_len ? input_head(color) : NULL;
     if (head && head->ready <= now && !head->control) return 0;
     *why = (Obstacle){WAIT_WAVELET, color_in(sim, pe, s), s->queue};
     return 1;
@@ -221,7 +235,7 @@ static inline int source_waits(Sim *sim, Pe *pe, uint64_t now, const Source *s, 
 }
 
 static inline int dest_waits(Sim *sim, Pe *pe, const Source *s, int waits_for_fifo, Obstacle *why) {
-  if (is_output(s) && pe->outputs && pe->outputs[s->queue & 7].len >= (uint32_t)sim->oq_depth[s->queue & 7]) {
+  if (is_output(s) && pe->output_len[s->queue & 7] >= sim->oq_depth[s->queue & 7]) {
     *why = (Obstacle){WAIT_OUTPUT_ROOM, s->queue, 0};
     return 1;
   }
@@ -236,9 +250,10 @@ static inline int dest_waits(Sim *sim, Pe *pe, const Source *s, int waits_for_fi
 /* Whether a step cannot be made now, and why. */
 static inline int is_blocked(Sim *sim, Pe *pe, uint64_t now, const Operation *o, Obstacle *why) {
   if (o->is_local) return 0;
-  return source_waits(sim, pe, now, &o->src0, o->is_async, why) ||
-         source_waits(sim, pe, now, &o->src1, o->is_async, why) ||
-         source_waits(sim, pe, now, &o->scalar, o->is_async, why) || dest_waits(sim, pe, &o->dest, o->is_async, why);
+  return (o->waits & WAITS_SRC0 && source_waits(sim, pe, now, &o->src0, o->is_async, why)) ||
+         (o->waits & WAITS_SRC1 && source_waits(sim, pe, now, &o->src1, o->is_async, why)) ||
+         (o->waits & WAITS_SCALAR && source_waits(sim, pe, now, &o->scalar, o->is_async, why)) ||
+         (o->waits & WAITS_DEST && dest_waits(sim, pe, &o->dest, o->is_async, why));
 }
 
 static uint32_t fifo_pop(Sim *sim, Pe *pe, uint64_t now, int number) {
@@ -261,9 +276,8 @@ static void fifo_push(Sim *sim, Pe *pe, uint64_t now, int number, uint32_t value
 
 static inline uint32_t take_input(Sim *sim, Pe *pe, uint64_t now, const Source *s) {
   Color *color = input_of(sim, pe, s);
-  if (!color || !color->input.len) { fault(sim, pe, now, FAULT_ONE_WAVELET, color_in(sim, pe, s), 0, 0); return 0; }
-  uint32_t data = pop(&color->input).data;
-  if (!color->input.len) pe->arrived &= ~((uint32_t)1 << color->color);
+  if (!color || !color->input_len) { fault(sim, pe, now, FAULT_ONE_WAVELET, color_in(sim, pe, s), 0, 0); return 0; }
+  uint32_t data = input_pop(pe, color);
   if (pe->queued >> color->color & 1) news(sim, pe, color->color, sim->now);
   return data;
 }
@@ -276,11 +290,9 @@ static void send(Sim *sim, Pe *pe, uint64_t now, const Operation *o, const Sourc
     uint32_t index = (uint32_t)o->index + (s->flags & INDEX_OFFSET_BIT ? (uint32_t)o->position : 0);
     data |= (index & 0xFFFF) << 16;
   }
-  if (!pe->outputs) pe->outputs = take(sim, 8 * sizeof(Queue));
   uint64_t ready = now + (uint64_t)sim->timing.ramp_out;
-  push(sim, &pe->outputs[queue], (Wavelet){ready, data, !!(s->flags & CONTROL_BIT), !!(s->flags & ADVANCE_SWITCH_BIT),
-                                           (uint8_t)color, 0});
-  pe->outputs_mask |= (uint8_t)(1u << queue);
+  output_push(sim, pe, queue, (Wavelet){ready, data, !!(s->flags & CONTROL_BIT), !!(s->flags & ADVANCE_SWITCH_BIT),
+                                        (uint8_t)color, 0});
   wake_router(sim, pe, ready - 1);
 }
 
@@ -334,13 +346,46 @@ static void finish(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
   }
 }
 
+static inline uint32_t read_plain(Sim *sim, Pe *pe, uint64_t now, Source *s, int size) {
+  if (s->dsd == NO_DSD) return cut((uint64_t)s->value, size); /* 0 if there is none */
+  if (is_input(s)) return cut(take_input(sim, pe, now, s), size);
+  int64_t address = next_address(s);
+  advance(s, size);
+  return (uint32_t)read_memory(sim, pe, now, address, size);
+}
+
+static inline uint64_t when_sent(const Sim *sim, uint64_t now, int op) {
+  int moves = op == MOV16 || op == MOV32 || op == FMOVH || op == FMOVS;
+  return moves ? now : now + (uint64_t)sim->timing.float_latency;
+}
+
+/* A step of a plain operation, which most are; its cycles. */
+static int step_plain(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
+  int cost = conflicts(o) ? 2 : 1;
+  pe->acting = o->pc;
+  sim->elements++;
+  uint32_t a = read_plain(sim, pe, now, &o->src0, o->sizes[1]);
+  uint32_t b = read_plain(sim, pe, now, &o->src1, o->sizes[2]);
+  uint32_t c = read_plain(sim, pe, now, &o->scalar, o->sizes[2]);
+  uint32_t result = result_of(o->op, a, b, c, &o->carry);
+  if (is_output(&o->dest)) send(sim, pe, when_sent(sim, now, o->op), o, &o->dest, result, o->sizes[0]);
+  else {
+    write_memory(sim, pe, now, next_address(&o->dest), o->sizes[0], result);
+    advance(&o->dest, o->sizes[0]);
+  }
+  o->position++;
+  if (is_done(o)) finish(sim, pe, now, o);
+  pe->acting = -1;
+  return cost;
+}
+
 /* One step; its cycles. */
 static inline int step_operation(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
+  if (o->is_plain) return step_plain(sim, pe, now, o);
   uint32_t results[MAX_WIDTH];
   uint64_t first = o->position, left = o->length - first;
   int elements = o->length == ENDLESS ? 1 : left < o->width ? (int)left : o->width, made = 0;
   int cost = conflicts(o) ? 2 : 1, written = 0;
-  int floats = o->op != MOV16 && o->op != MOV32 && o->op != FMOVH && o->op != FMOVS;
   pe->acting = o->pc;
   sim->elements += elements;
   for (; made < elements; made++) {
@@ -370,14 +415,14 @@ static inline int step_operation(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
   }
   if (o->width == 2 && is_output(&o->dest) && made) {
     uint32_t high = made == 2 ? results[1] & 0xFFFF : 0;
-    send(sim, pe, now + (floats ? (uint64_t)sim->timing.float_latency : 0), o, &o->dest,
+    send(sim, pe, when_sent(sim, now, o->op), o, &o->dest,
          (results[0] & 0xFFFF) | high << 16, 4);
   } else if (!o->has_sum && !written && o->dest.kind != KIND_NONE) {
     for (int k = 0; k < made; k++) {
       o->position = first + (uint64_t)k;
       if (o->dest.kind == KIND_FIFO) fifo_push(sim, pe, now, o->dest.fifo, results[k]);
       else if (is_output(&o->dest))
-        send(sim, pe, now + (floats ? (uint64_t)sim->timing.float_latency : 0), o, &o->dest, results[k], o->sizes[0]);
+        send(sim, pe, when_sent(sim, now, o->op), o, &o->dest, results[k], o->sizes[0]);
       else {
         write_memory(sim, pe, now, next_address(&o->dest), o->sizes[0], results[k]);
         advance(&o->dest, o->sizes[0]);
