@@ -54,25 +54,35 @@ def reduce_row() -> None:
 
 
 def row(name: str, layout: Path, params: dict[str, int], function: str, arguments: list[int], official: float) -> None:
-    """Compile, run once, print."""
+    """Compile, run (short programs several times, for the median), print."""
     started = time.process_time()
     image = compile_file(layout, Options(params={key: str(value) for key, value in params.items()}))
     compiled = time.process_time() - started
-    engine = make_engine(image)
-    launch(engine, image, function, arguments)
+    runs = [run(image, function, arguments)]
+    while len(runs) < 9 and sum(seconds for _, seconds in runs) < 2:
+        runs.append(run(image, function, arguments))
+    cycles, seconds = runs[0][0], float(np.median([seconds for _, seconds in runs]))
     width, height = image.size
-    started = time.process_time()
-    stop = engine.run_commands(0, 0, width, height, 1_000_000_000)
-    seconds = time.process_time() - started
-    assert stop == "done", stop
-    rate = engine.cycle * width * height / seconds
+    rate = cycles * width * height / seconds
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"| {name} | {width} x {height} | {engine.cycle} | {compiled:.1f} | {seconds:.2f} | {rate / 1e6:.1f} M "
+        f"| {name} | {width} x {height} | {cycles} | {compiled:.1f} | {seconds:.2f} | {rate / 1e6:.1f} M "
         f"| {official / 1e6:.2f} M | {rate / official:.0f}x | {peak:.1f} |",
         flush=True,
     )
+
+
+def run(image: Image, function: str, arguments: list[int]) -> tuple[int, float]:
+    """Simulated cycles, and seconds of processor time."""
+    engine = make_engine(image)
+    launch(engine, image, function, arguments)
+    started = time.process_time()
+    stop = engine.run_commands(0, 0, *image.size, 1_000_000_000)
+    seconds = time.process_time() - started
+    assert stop == "done", stop
+    cycles = engine.cycle
     engine.close()
+    return cycles, seconds
 
 
 def launch(engine: Engine, image: Image, name: str, arguments: list[int]) -> None:

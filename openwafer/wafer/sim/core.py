@@ -40,6 +40,8 @@ TIMINGS = (
     "config",
 )  # fmt: skip
 """The order of `Timing` in core/machine.h."""
+ROUTER_RING, CORE_RING = 4, 8
+"""Wavelets that its bounded queues can hold, as in core/machine.h."""
 _STOPS = (Stop.DONE, Stop.IDLE, Stop.LIMIT)
 _RANGES = ("input queue", "output queue", "color")
 _IDLE, _COMMANDS, _RECEIVED, _FAULT, _MAX_WAITS = 0, 1, 2, 3, 10_000
@@ -125,6 +127,7 @@ class CoreEngine(Engine):
         side = 0 if arch.name == "wse2" else 1
         widths = _ints([WIDTHS.get(op, (1, 1))[side] for op in V])
         depths = _ints((*arch.input_queue_depths, *[0] * 8)[:8]), _ints((*arch.output_queue_depths, *[0] * 8)[:8])
+        assert max(max(depths[0]), max(depths[1])) <= CORE_RING and arch.router_queue_depth <= ROUTER_RING
         self._sim = self._core.ow_new(
             self.width, self.height, int(arch.data_task_is_queue), _at(timing), _at(depths[0]), _at(depths[1]),
             arch.router_queue_depth, _at(widths),

@@ -251,6 +251,14 @@ API int64_t ow_receive(Sim *sim, int32_t number, int32_t color, uint32_t *words,
 
 /* ---- time -------------------------------------------------------------------------------------------------------- */
 
+enum { AHEAD = 4 };
+
+/* What a router will be asked for soon: 3% of the time where routers are busy. */
+static inline void prefetch(const Pe *pe) {
+  __builtin_prefetch(&pe->queued);
+  __builtin_prefetch(pe->colors);
+}
+
 /* Both phases of the present cycle; whether anything happened. */
 static int one_cycle(Sim *sim) {
   int happened = 0;
@@ -270,6 +278,7 @@ static int one_cycle(Sim *sim) {
   int32_t polled = sim->num_routers;
   for (int32_t i = 0; i < polled; i++) {
     uint32_t number = sim->routers[i];
+    if (i + AHEAD < polled) prefetch(&sim->pes[sim->routers[i + AHEAD]]);
     if (sim->router_next[number] <= sim->now) sim->router_next[number] = decide(sim, &sim->pes[number]);
   }
   if (sim->fault.kind && sim->fault.cycle <= sim->now) return 1;

@@ -97,7 +97,10 @@ static inline void input_push(Sim *sim, Color *color, Wavelet w) {
 static inline uint32_t input_pop(Pe *pe, Color *color) {
   uint32_t data = input_head(color)->data;
   color->input_head = (color->input_head + 1) & (CORE_RING - 1);
-  if (!--color->input_len) pe->arrived &= ~((uint32_t)1 << color->color);
+  if (!--color->input_len) {
+    pe->arrived &= ~((uint32_t)1 << color->color);
+    color->input_head = 0; /* one cache line less */
+  }
   return data;
 }
 
@@ -111,7 +114,10 @@ static inline void output_push(Sim *sim, Pe *pe, int queue, Wavelet w) {
 
 static inline void output_drop(Pe *pe, int queue) {
   pe->output_head[queue] = (pe->output_head[queue] + 1) & (CORE_RING - 1);
-  if (!--pe->output_len[queue]) pe->outputs_mask &= (uint8_t)~(1u << queue);
+  if (!--pe->output_len[queue]) {
+    pe->outputs_mask &= (uint8_t)~(1u << queue);
+    pe->output_head[queue] = 0;
+  }
 }
 
 /* ---- faults ------------------------------------------------------------------------------------------------------ */
