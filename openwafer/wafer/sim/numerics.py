@@ -31,35 +31,13 @@ def to_bits(value: float, width: int) -> int:
         return int(np.float32(value).view(np.uint32))
 
 
-def fused(a: float, b: float, c: float, width: int) -> int:
-    """a * b + c, rounded once."""
-    if any(math.isnan(x) or math.isinf(x) for x in (a, b, c)):
-        return to_bits(a * b + c if not _invalid(a, b, c) else math.nan, width)
-    if width == 16:
-        return to_bits(a * b + c, width)  # 11-bit factors: a double holds the product, and rounds far below an ulp
-    double = a * b + c
-    if a * b == 0 or Fraction(a) * Fraction(b) + Fraction(c) == Fraction(double):
-        return to_bits(double, width)
-    return to_bits(_odd(Fraction(a) * Fraction(b) + Fraction(c), double), width)
-
-
 def _odd(exact: Fraction, near: float) -> float:
-    """The exact sum rounded to odd in a double, which a second rounding to 32 bits cannot spoil."""
+    """The exact number rounded to odd in a double, which a second rounding to 32 bits cannot spoil."""
     if math.isinf(near):
         return near
-    toward = near if int(np.float64(near).view(np.uint64)) & 1 else None
-    if toward is not None:
+    if int(np.float64(near).view(np.uint64)) & 1:
         return near
     return math.nextafter(near, math.inf if exact > Fraction(near) else -math.inf)
-
-
-def _invalid(a: float, b: float, c: float) -> bool:
-    if math.isnan(a) or math.isnan(b) or math.isnan(c):
-        return True
-    if (math.isinf(a) and b == 0) or (math.isinf(b) and a == 0):
-        return True
-    product = math.inf * math.copysign(1, a) * math.copysign(1, b) if math.isinf(a) or math.isinf(b) else 0.0
-    return math.isinf(product) and math.isinf(c) and product != c
 
 
 def float_operation(op: Op, a: int, b: int, width: int) -> int:

@@ -45,6 +45,8 @@ class RouteState:
     counter: int
     pending: bool = False
     ring: bool = False
+    laps: int = 0
+    """How often a sparse counter filter went back to 0, 2 for more."""
     said: list[int] = field(default_factory=list)
     """Per position which half is its own, the other being position 0's: bit 0 rx, bit 1 tx."""
 
@@ -54,7 +56,20 @@ class RouteState:
         base = route.positions[0] or (0, 0)
         said = [(p[0] != base[0]) | (p[1] != base[1]) << 1 if p is not None else 0 for p in route.positions]
         counter = route.filter.init_counter if route.filter else 0
-        return cls(route, list(route.positions), route.position, route.teardown, counter, False, route.ring, said)
+        return cls(route, list(route.positions), route.position, route.teardown, counter, False, route.ring, 0, said)
+
+    def limit(self, filt: Filter) -> int:
+        """Where the counter goes back to 0. A sparse counter has two limits, then none: 0."""
+        return (filt.limit1, filt.limit2, 0)[self.laps]
+
+    def count(self, filt: Filter) -> None:
+        """One wavelet more for a counter filter."""
+        if self.counter < self.limit(filt):
+            self.counter += 1
+            return
+        self.counter = 0
+        if filt.kind == FilterKind.SPARSE_COUNTER:
+            self.laps = min(self.laps + 1, 2)
 
     def now(self) -> tuple[int, int] | None:
         """rx and tx masks at the present position, None where it does not exist."""
@@ -63,7 +78,11 @@ class RouteState:
 
 @dataclass
 class FifoState:
+    """Its elements, and whether a reader found none, or a writer no room, since the last completion for that."""
+
     items: deque[int] = field(default_factory=deque)
+    was_empty: bool = False
+    was_full: bool = False
 
 
 class Pe:
@@ -833,10 +852,11 @@ class ReferenceEngine(Engine):
             return True
         if filt.kind == FilterKind.RANGE:
             return wavelet.control or filt.min_idx <= wavelet.data >> 16 <= filt.max_idx
-        counted = filt.count_control if wavelet.control else filt.count_data
-        tested = counted or (wavelet.control and filt.filter_control)
-        if filt.kind == FilterKind.SPARSE_COUNTER:
-            return not tested or not filt.max_counter < state.counter <= filt.limit2
+        if wavelet.control and filt.filter_control and filt.kind == FilterKind.COUNTER:
+            return state.counter == filt.max_counter
+        tested = filt.count_control if wavelet.control else True
+        if filt.kind == FilterKind.SPARSE_COUNTER and not state.limit(filt):
+            return True
         return not tested or state.counter <= filt.max_counter
 
     def room(self, pe: Pe, state: RouteState, wavelet: Wavelet, outs: list[Port]) -> bool:
@@ -911,8 +931,8 @@ class ReferenceEngine(Engine):
         passes = self.passes(state, wavelet)
         filt = state.route.filter
         if filt is not None and filt.kind != FilterKind.RANGE:
-            counted = filt.count_control if wavelet.control else filt.count_data
-            state.counter = state.counter if not counted else 0 if state.counter >= filt.limit1 else state.counter + 1
+            if filt.count_control if wavelet.control else filt.count_data:
+                state.count(filt)
         if passes:
             ready = self.now + self.timing["ramp_in"]
             pe.inputs.setdefault(wavelet.color, deque()).append(
@@ -923,9 +943,7 @@ class ReferenceEngine(Engine):
     def next_position(self, state: RouteState) -> int:
         """Where SWITCH_ADV goes from here."""
         following = state.position + 1
-        while following < len(state.positions) and state.positions[following] is None:
-            following += 1
-        if following < len(state.positions):
+        if following < len(state.positions) and state.positions[following] is not None:
             return following
         return 0 if state.ring else state.position
 

@@ -55,11 +55,9 @@ def result_of(op: V, a: int, b: int, c: int, carry: list[int]) -> int:
         return len(bits) - len(bits.lstrip("0") if op == V.CLZ else bits.rstrip("0"))
     if op in _MACS:
         if op == V.FMACHS:
-            x, y, z = numerics.to_number(b, 16), numerics.to_number(c, 16), numerics.to_number(a, 32)
-            return numerics.fused(x, y, z, 32)
+            b, c = (numerics.convert(factor, T.F16, T.F32) for factor in (b, c))  # their product is exact
         width = 16 if op == V.FMACH else 32
-        x, y, z = (numerics.to_number(v, width) for v in (b, c, a))
-        return numerics.fused(x, y, z, width)
+        return numerics.float_operation(Op.ADD, numerics.float_operation(Op.MUL, b, c, width), a, width)
     if op == V.FADDHS:
         total = numerics.to_number(a, 32) + numerics.to_number(b, 16)
         return numerics.to_bits(total, 32)
@@ -108,8 +106,34 @@ def take_element(pe: Any, fifo: int) -> int:
     if not pe.fifos[fifo].items:
         raise pe.fail("OutOfRange", f"two operands take one element of FIFO {fifo}")
     value = pe.fifos[fifo].items.popleft()
-    pe.complete(pe.program.fifos[fifo].on_pop)
+    if pe.fifos[fifo].was_full:
+        pe.fifos[fifo].was_full = False
+        pe.complete(pe.program.fifos[fifo].on_pop)
     return value
+
+
+def put_element(pe: Any, fifo: int, value: int) -> None:
+    """Appends to a FIFO that has room."""
+    state = pe.fifos[fifo]
+    state.items.append(value)
+    if state.was_empty:
+        state.was_empty = False
+        pe.complete(pe.program.fifos[fifo].on_push)
+
+
+def finds_empty(pe: Any, fifo: int) -> bool:
+    """Whether a reader of a FIFO has to wait; it is remembered."""
+    state = pe.fifos[fifo]
+    state.was_empty = state.was_empty or not state.items
+    return not state.items
+
+
+def finds_full(pe: Any, fifo: int) -> bool:
+    """Whether a writer of a FIFO has to wait; it is remembered."""
+    state = pe.fifos[fifo]
+    full = len(state.items) >= pe.program.fifos[fifo].capacity
+    state.was_full = state.was_full or full
+    return full
 
 
 @dataclass
@@ -333,7 +357,7 @@ class Operation:
             head = pe.inputs.get(color)
             if not head or head[0].ready > now or head[0].control:
                 return f"a data wavelet of color {color} in input queue {source.queue}"
-        if waits_for_fifo and source.kind == Kind.FIFO and not pe.fifos[source.fifo].items:
+        if waits_for_fifo and source.kind == Kind.FIFO and finds_empty(pe, source.fifo):
             return f"an element in FIFO {source.fifo}"
         return None
 
@@ -342,10 +366,8 @@ class Operation:
             depth = pe.engine.arch.output_queue_depths[dest.queue]
             if len(pe.outputs[dest.queue]) >= depth:
                 return f"room in output queue {dest.queue}"
-        if dest.kind == Kind.FIFO and waits_for_fifo:
-            capacity = pe.program.fifos[dest.fifo].capacity
-            if len(pe.fifos[dest.fifo].items) >= capacity:
-                return f"room in FIFO {dest.fifo}"
+        if waits_for_fifo and dest.kind == Kind.FIFO and finds_full(pe, dest.fifo):
+            return f"room in FIFO {dest.fifo}"
         return None
 
     def blocked_on(self, pe: Any) -> str:
@@ -387,11 +409,9 @@ class Operation:
         if self.is_async:
             return False
         for source in (self.src0, self.src1):
-            if source is not None and source.kind == Kind.FIFO and not pe.fifos[source.fifo].items:
+            if source is not None and source.kind == Kind.FIFO and finds_empty(pe, source.fifo):
                 return True
-        if self.dest is not None and self.dest.kind == Kind.FIFO:
-            return len(pe.fifos[self.dest.fifo].items) >= pe.program.fifos[self.dest.fifo].capacity
-        return False
+        return self.dest is not None and self.dest.kind == Kind.FIFO and finds_full(pe, self.dest.fifo)
 
     def conflict(self, sizes: tuple[int, int, int]) -> int:
         a, b = self.src0, self.src1
@@ -452,8 +472,7 @@ class Operation:
         if self.sum is not None or result == -1 or dest is None:
             return
         if dest.kind == Kind.FIFO:
-            pe.fifos[dest.fifo].items.append(result)
-            pe.complete(pe.program.fifos[dest.fifo].on_push)
+            put_element(pe, dest.fifo, result)
         elif dest.is_output:
             self.send(pe, dest, i, result, size, now)
         else:
@@ -514,8 +533,7 @@ class Operation:
         assert source is not None
         size = isa.SIZE_BYTES[kind]
         if source.kind == Kind.FIFO:
-            pe.fifos[source.fifo].items.append(value & (1 << 8 * size) - 1)
-            pe.complete(pe.program.fifos[source.fifo].on_push)
+            put_element(pe, source.fifo, value & (1 << 8 * size) - 1)
         elif source.is_output:
             self.send(pe, source, self.position, value, size, now)
         else:

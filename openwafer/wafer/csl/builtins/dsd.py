@@ -173,6 +173,7 @@ def _explicit_4d(
     if len(extents) != len(strides) or not 1 <= len(extents) <= 4:
         raise CslError(node.span, "a mem4d_dsd needs 1 to 4 extents and as many strides")
     absolute, walked = [], 0
+    extents.reverse()  # as documented, extents begin with the outermost, strides with the innermost dimension
     for extent, stride in zip(extents, strides, strict=True):
         step = stride + walked
         absolute.append(step)

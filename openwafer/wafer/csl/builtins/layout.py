@@ -218,7 +218,7 @@ def get_rectangle(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Va
         ("width", Const(ty.U16, width)),
         ("height", Const(ty.U16, height)),
         ("fabric", pair("width", sema.compilation.fabric[0], "height", sema.compilation.fabric[1])),
-        ("offsets", pair("x", sema.compilation.offset[0], "y", sema.compilation.offset[1])),
+        ("offsets", pair("width", sema.compilation.offset[0], "height", sema.compilation.offset[1])),
     )
     return Const(ty.COMPTIME_STRUCT, StructValue(fields))
 

@@ -143,7 +143,7 @@ typedef struct {
   uint32_t counter;
   uint8_t rx[4], tx[4], first[HOST], head[HOST], len[HOST], input_head, input_len; /* first: of a port's ring */
   uint8_t valid, positions, position, frozen, pending, occupied, depth, color, swap;
-  uint8_t ring, num_rings, said[4]; /* said: which half of a position is its own, bit 0 rx, bit 1 tx */
+  uint8_t ring, num_rings, laps, said[4]; /* said: which half of a position is its own, bit 0 rx, bit 1 tx */
   Queue host_in, host_out;
 } Color;
 
@@ -174,7 +174,8 @@ typedef struct {
 } Operation;
 
 typedef struct { uint64_t slots[3]; const DsrLoad *load; } Dsr; /* load NULL: never loaded */
-typedef struct { uint32_t *items; uint32_t head, len; } Fifo;
+/* was_empty: a reader found nothing, was_full: a writer no room, since the last completion for that. */
+typedef struct { uint32_t *items; uint32_t head, len; uint8_t was_empty, was_full; } Fifo;
 typedef struct { int32_t pc, fp; } Call;
 typedef struct Launch { struct Launch *next; int32_t function, arguments; const int64_t *values; } Launch;
 

@@ -134,11 +134,6 @@ static inline int64_t convert(int64_t value, int source, int target) {
   return wrap(value, target);
 }
 
-/* a * b + c, rounded once. */
-static inline uint32_t fused32(uint32_t a, uint32_t b, uint32_t c) {
-  return bits_of_f32(fmaf(f32_of(a), f32_of(b), f32_of(c)));
-}
-
 static inline uint32_t scaled(uint32_t a, uint32_t b, int half) {
   return bits_of(ldexp(number_of(a, half), (int16_t)b), half);
 }
@@ -183,9 +178,9 @@ static inline uint32_t result_of(int op, uint32_t a, uint32_t b, uint32_t c, uin
     case FSUBS: return bits_of_f32(f32_of(a) - f32_of(b));
     case FMULS: return bits_of_f32(f32_of(a) * f32_of(b));
     case FADDHS: return bits_of_f32((float)((double)f32_of(a) + f16_of(b)));
-    case FMACH: return bits_of_f16(f16_of(b) * f16_of(c) + f16_of(a));
-    case FMACHS: return bits_of_f32(fmaf((float)f16_of(b), (float)f16_of(c), f32_of(a)));
-    case FMACS: return fused32(b, c, a);
+    case FMACH: return float_operation(ADD, float_operation(MUL, b, c, 1), a, 1);
+    case FMACHS: return bits_of_f32((float)f16_of(b) * (float)f16_of(c) + f32_of(a));
+    case FMACS: return bits_of_f32(f32_of(b) * f32_of(c) + f32_of(a));
     case FMAXH: return larger(a, b, 1);
     case FMAXS: return larger(a, b, 0);
     case FNEGH: return a ^ 0x8000;

@@ -15,14 +15,28 @@ static inline int to_core(const Pe *pe, const Wavelet *w) {
   return !(w->data >> 24 & 1) && ((w->data >> 16 & 63) != NO_ENTRY_POINT || has_task);
 }
 
+/* Where the counter goes back to 0. A sparse counter has two limits, then none: 0. */
+static inline int64_t limit_of(const Color *color) {
+  const Route *r = color->route;
+  return color->laps == 0 ? r->limit1 : color->laps == 1 ? r->limit2 : 0;
+}
+
+static void count_wavelet(Color *color) {
+  if ((int64_t)color->counter < limit_of(color)) {
+    color->counter++;
+    return;
+  }
+  color->counter = 0;
+  if (color->route->filter == FILTER_SPARSE_COUNTER && color->laps < 2) color->laps++;
+}
+
 static int passes_filter(const Color *color, const Wavelet *w) {
   const Route *r = color->route;
-  int64_t counter = color->counter;
-  if (r->filter == FILTER_RANGE) return w->control || ((int64_t)(w->data >> 16) >= r->min_idx && (int64_t)(w->data >> 16) <= r->max_idx);
-  int counted = w->control ? r->count_control : r->count_data;
-  if (!counted && !(w->control && r->filter_control)) return 1;
-  return r->filter == FILTER_SPARSE_COUNTER ? !(r->max_counter < counter && counter <= r->limit2)
-                                            : counter <= r->max_counter;
+  if (r->filter == FILTER_RANGE)
+    return w->control || ((int64_t)(w->data >> 16) >= r->min_idx && (int64_t)(w->data >> 16) <= r->max_idx);
+  if (w->control && r->filter_control && r->filter == FILTER_COUNTER) return (int64_t)color->counter == r->max_counter;
+  if (r->filter == FILTER_SPARSE_COUNTER && !limit_of(color)) return 1;
+  return (w->control && !r->count_control) || (int64_t)color->counter <= r->max_counter;
 }
 
 static inline int passes(const Color *color, const Wavelet *w) {
@@ -179,8 +193,8 @@ static uint64_t decide(Sim *sim, Pe *pe) {
 
 /* Where SWITCH_ADV goes from here. */
 static int next_position(const Color *color) {
-  for (int at = color->position + 1; at < color->positions; at++)
-    if (color->valid >> at & 1) return at;
+  int following = color->position + 1;
+  if (following < color->positions && color->valid >> following & 1) return following;
   return color->ring ? 0 : color->position;
 }
 
@@ -204,7 +218,7 @@ static void deliver(Sim *sim, Pe *pe, Color *color, const Wavelet *w) {
   if (!to_core(pe, w)) return;
   int arrives = passes(color, w);
   if (r->filter != NO_FILTER && r->filter != FILTER_RANGE && (w->control ? r->count_control : r->count_data))
-    color->counter = (int64_t)color->counter >= r->limit1 ? 0 : color->counter + 1;
+    count_wavelet(color);
   if (!arrives) return;
   Wavelet made = *w;
   made.ready = sim->now + (uint64_t)sim->timing.ramp_in;

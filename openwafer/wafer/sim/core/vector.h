@@ -219,6 +219,20 @@ static inline int is_done(const Operation *o) {
 
 typedef struct { int kind, a, b; } Obstacle;
 
+/* Whether a reader, or a writer, of a FIFO has to wait; it is remembered. */
+static inline int finds_empty(Pe *pe, int number) {
+  Fifo *f = &pe->fifos[number];
+  f->was_empty |= !f->len;
+  return !f->len;
+}
+
+static inline int finds_full(Pe *pe, int number) {
+  Fifo *f = &pe->fifos[number];
+  int full = f->len >= (uint32_t)pe->program->fifos[number].capacity;
+  f->was_full |= (uint8_t)full;
+  return full;
+}
+
 static inline int source_waits(Sim *sim, Pe *pe, uint64_t now, const Source *s, int waits_for_fifo, Obstacle *why) {
   if (is_input(s)) {
     const Color *color = input_of(sim, pe, s);
@@ -227,7 +241,7 @@ static inline int source_waits(Sim *sim, Pe *pe, uint64_t now, const Source *s, 
     *why = (Obstacle){WAIT_WAVELET, color_in(sim, pe, s), s->queue};
     return 1;
   }
-  if (s->kind == KIND_FIFO && waits_for_fifo && !pe->fifos[s->fifo].len) {
+  if (s->kind == KIND_FIFO && waits_for_fifo && finds_empty(pe, s->fifo)) {
     *why = (Obstacle){WAIT_ELEMENT, s->fifo, 0};
     return 1;
   }
@@ -239,8 +253,7 @@ static inline int dest_waits(Sim *sim, Pe *pe, const Source *s, int waits_for_fi
     *why = (Obstacle){WAIT_OUTPUT_ROOM, s->queue, 0};
     return 1;
   }
-  if (s->kind == KIND_FIFO && waits_for_fifo &&
-      pe->fifos[s->fifo].len >= (uint32_t)pe->program->fifos[s->fifo].capacity) {
+  if (s->kind == KIND_FIFO && waits_for_fifo && finds_full(pe, s->fifo)) {
     *why = (Obstacle){WAIT_FIFO_ROOM, s->fifo, 0};
     return 1;
   }
@@ -263,7 +276,10 @@ static uint32_t fifo_pop(Sim *sim, Pe *pe, uint64_t now, int number) {
   uint32_t value = f->items[f->head];
   f->head = (f->head + 1) % (uint32_t)row->capacity;
   f->len--;
-  complete(sim, pe, now, &row->on_pop);
+  if (f->was_full) {
+    f->was_full = 0;
+    complete(sim, pe, now, &row->on_pop);
+  }
   return value;
 }
 
@@ -271,6 +287,8 @@ static void fifo_push(Sim *sim, Pe *pe, uint64_t now, int number, uint32_t value
   Fifo *f = &pe->fifos[number];
   const FifoRow *row = &pe->program->fifos[number];
   f->items[(f->head + f->len++) % (uint32_t)row->capacity] = value;
+  if (!f->was_empty) return;
+  f->was_empty = 0;
   complete(sim, pe, now, &row->on_push);
 }
 
@@ -320,12 +338,11 @@ static inline uint32_t read_source(Sim *sim, Pe *pe, uint64_t now, Source *s, in
 static inline int is_mac(int op) { return op == FMACH || op == FMACHS || op == FMACS; }
 
 /* A synchronous operation ends where it would wait for a FIFO. */
-static int fifo_stops(const Pe *pe, const Operation *o) {
+static int fifo_stops(Pe *pe, const Operation *o) {
   if (o->is_async) return 0;
-  if (o->src0.kind == KIND_FIFO && !pe->fifos[o->src0.fifo].len) return 1;
-  if (o->src1.kind == KIND_FIFO && !pe->fifos[o->src1.fifo].len) return 1;
-  return o->dest.kind == KIND_FIFO &&
-         pe->fifos[o->dest.fifo].len >= (uint32_t)pe->program->fifos[o->dest.fifo].capacity;
+  return (o->src0.kind == KIND_FIFO && finds_empty(pe, o->src0.fifo)) ||
+         (o->src1.kind == KIND_FIFO && finds_empty(pe, o->src1.fifo)) ||
+         (o->dest.kind == KIND_FIFO && finds_full(pe, o->dest.fifo));
 }
 
 static inline int conflicts(const Operation *o) {
