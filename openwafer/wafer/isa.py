@@ -152,6 +152,7 @@ CONTROL_BIT = 1 << 3
 INDEX_OFFSET_BIT = 1 << 4  # wavelet_index_offset
 ADVANCE_SWITCH_BIT = 1 << 5
 PAIR_BIT = 1 << 6  # two 16-bit elements in a wavelet, the first in the low half
+QUAD_BIT = 1 << 7  # and two wavelets a step
 NO_COLOR = 0xFF
 ENDLESS = 0x7FFF
 

@@ -29,6 +29,7 @@ from openwafer.wafer.isa import (
     INDEX_OFFSET_BIT,
     NO_COLOR,
     PAIR_BIT,
+    QUAD_BIT,
     Block,
     Completion,
     Dsd,
@@ -128,7 +129,8 @@ def _program(r: random.Random, arch: str, number: int) -> Program:
 def _dsd(r: random.Random) -> Dsd:
     kind = r.choice(list(DsdKind))
     if kind in (DsdKind.FABIN, DsdKind.FABOUT):
-        flags = sum(bit for bit in (CONTROL_BIT, INDEX_OFFSET_BIT, ADVANCE_SWITCH_BIT, PAIR_BIT) if r.random() < 0.1)
+        flags = sum(bit for bit in (CONTROL_BIT, INDEX_OFFSET_BIT, ADVANCE_SWITCH_BIT) if r.random() < 0.1)
+        flags |= r.choice((0, 0, PAIR_BIT, PAIR_BIT | QUAD_BIT))
         queue = r.randrange(6) if kind == DsdKind.FABOUT else r.randrange(8)
         return Dsd(kind, 0, (_extent(r),), (0,), queue, r.choice((NO_COLOR, *range(6))), flags)
     dims = r.randint(2, 4) if kind == DsdKind.MEM4D else 1

@@ -61,7 +61,7 @@ MAX_CALLS = 200
 RANGE = ty.Simple("range")
 NOT_YET = frozenset(
     "dfilt get_sr get_symbol_id get_symbol_value get_tensor_ptr get_xdsr has_exported_tensors import_comptime_value "
-    "bind_rotating_tasks get_filter_id get_string_from_byte load_to_dsr_xdsr load_to_dsr_xdsr_sr rpc set_active_prng "
+    "bind_rotating_tasks get_filter_id get_string_from_byte load_to_dsr_xdsr load_to_dsr_xdsr_sr set_active_prng "
     "set_control_task_table set_fifo_read_length set_fifo_write_length set_config_unchecked".split()
 )
 """Documented builtins that are refused; docs/csl.md lists them."""
@@ -149,6 +149,7 @@ class Sema:
         self.handlers: dict[tuple[str, int], ir.Function] = {}
         self.fifos: dict[int, ir.Fifo] = {}
         self.num_strings = 0
+        self.launch_color: int | None = None
 
     # --- modules ----------------------------------------------------------------------------------------------------
 

@@ -262,7 +262,8 @@ class Pe:
             thread = self.start_of(b | c << 16)
             return thread is None or self.threads[thread] is None
         if kind in (Op.IGET, Op.IPUT):
-            return self.iterators[b if kind == Op.IGET else a].stuck(self, now, kind == Op.IPUT) is None
+            iterator = self.iterators[b if kind == Op.IGET else a]
+            return iterator.stuck(self, now, kind == Op.IPUT, isa.SIZE_BYTES[T(op & 15)]) is None
         return True
 
     def main_waits(self, now: int) -> tuple[str, Location | None]:
@@ -273,7 +274,8 @@ class Pe:
         word, a, b, _ = (int(w) for w in self.program.code[self.pc])
         what = None
         if word >> 4 in (Op.IGET, Op.IPUT):
-            what = self.iterators[b if word >> 4 == Op.IGET else a].stuck(self, now, word >> 4 == Op.IPUT)
+            iterator = self.iterators[b if word >> 4 == Op.IGET else a]
+            what = iterator.stuck(self, now, word >> 4 == Op.IPUT, isa.SIZE_BYTES[T(word & 15)])
         return what or "its turn", self.place()
 
     def thread_step(self, number: int, now: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -152,6 +153,8 @@ class Source:
     fifo: int = -1
     load: Any = None
     register: tuple[int, int] | None = None
+    held: int = 0
+    """The wavelet of which the second half is to come."""
 
     @classmethod
     def of(cls, pe: Any, operand: isa.Operand) -> Source | None:
@@ -201,6 +204,10 @@ class Source:
     @property
     def is_output(self) -> bool:
         return self.dsd == DsdKind.FABOUT
+
+    def pairs(self, size: int) -> bool:
+        """Whether a wavelet holds two of its elements, of `size` bytes."""
+        return size == 2 and bool(self.flags & isa.PAIR_BIT) and (self.is_input or self.is_output)
 
     def length(self) -> int | None:
         """Elements, or None where the operand does not say."""
@@ -295,23 +302,17 @@ class Operation:
         return known
 
     def elements_a_step(self, pe: Any) -> int:
+        assert self.op is not None
+        sizes = element_bytes(self.op)
         operands = [s for s in (self.dest, self.src0, self.src1, self.scalar) if s is not None]
-        assert self.op is not None
-        if self.sends_pairs(operands[1:]):
-            return 2
-        if any(s.is_input or s.is_output or s.kind == Kind.FIFO for s in operands):
-            return 1
-        if self.dest is not None and self.dest.kind == Kind.POINTER:
-            return 1
         strides = tuple(s.strides[0] for s in operands if s.is_memory and s.strides)
-        return simd_width(self.op, pe.engine.arch.name, strides)
-
-    def sends_pairs(self, sources: list[Source]) -> bool:
-        """Whether two 16-bit results make one wavelet."""
-        assert self.op is not None
-        pairs = self.dest is not None and self.dest.is_output and bool(self.dest.flags & isa.PAIR_BIT)
-        queues = any(s.is_input or s.is_output or s.kind == Kind.FIFO for s in sources)
-        return pairs and element_bytes(self.op)[0] == 2 and not queues
+        width = simd_width(self.op, pe.engine.arch.name, strides)
+        if any(s.kind == Kind.FIFO for s in operands) or (self.dest is not None and self.dest.kind == Kind.POINTER):
+            return 1
+        for source, size in zip((self.dest, self.src0, self.src1, self.scalar), (*sizes, sizes[2]), strict=True):
+            if source is not None and (source.is_input or source.is_output):
+                width = min(width, (4 if source.flags & isa.QUAD_BIT else 2) if source.pairs(size) else 1)
+        return width
 
     def offset_by_index(self) -> None:
         if self.index is None:
@@ -341,30 +342,42 @@ class Operation:
 
     def obstacle(self, pe: Any, now: int) -> str | None:
         """Why no step can be made."""
-        for source in (self.src0, self.src1, self.scalar):
-            if source is not None and (why := self.no_element(pe, now, source, self.is_async)):
+        assert self.op is not None
+        sizes = element_bytes(self.op)
+        for source, size in ((self.src0, sizes[1]), (self.src1, sizes[2]), (self.scalar, sizes[2])):
+            if source is not None and (why := self.no_element(pe, now, source, self.is_async, size)):
                 return why
-        return self.no_room(pe, self.dest, self.is_async) if self.dest is not None else None
+        return self.no_room(pe, self.dest, self.is_async, sizes[0]) if self.dest is not None else None
 
-    def stuck(self, pe: Any, now: int, writes: bool) -> str | None:
+    def stuck(self, pe: Any, now: int, writes: bool, size: int) -> str | None:
         """Why an iterator cannot give or take its next element."""
         assert self.dest is not None
-        return self.no_room(pe, self.dest, True) if writes else self.no_element(pe, now, self.dest, True)
+        if writes:
+            return self.no_room(pe, self.dest, True, size)
+        return self.no_element(pe, now, self.dest, True, size)
 
-    def no_element(self, pe: Any, now: int, source: Source, waits_for_fifo: bool) -> str | None:
+    def elements(self) -> int:
+        """Of the next step."""
+        return min(self.width, self.length - self.position) if self.length != ENDLESS else 1
+
+    def no_element(self, pe: Any, now: int, source: Source, waits_for_fifo: bool, size: int) -> str | None:
         if source.is_input:
             color = self.color_in(pe, source)
-            head = pe.inputs.get(color)
-            if not head or head[0].ready > now or head[0].control:
+            first, end = self.position, self.position + self.elements()
+            needed = (end + 1) // 2 - (first + 1) // 2 if source.pairs(size) else 1
+            waiting = list(itertools.islice(pe.inputs.get(color, ()), needed))
+            if len(waiting) < needed or any(w.ready > now or w.control for w in waiting):
                 return f"a data wavelet of color {color} in input queue {source.queue}"
         if waits_for_fifo and source.kind == Kind.FIFO and finds_empty(pe, source.fifo):
             return f"an element in FIFO {source.fifo}"
         return None
 
-    def no_room(self, pe: Any, dest: Source, waits_for_fifo: bool) -> str | None:
+    def no_room(self, pe: Any, dest: Source, waits_for_fifo: bool, size: int) -> str | None:
         if dest.is_output:
             depth = pe.engine.arch.output_queue_depths[dest.queue]
-            if len(pe.outputs[dest.queue]) >= depth:
+            first, end = self.position, self.position + self.elements()
+            sent = end // 2 - first // 2 + (end == self.length and end % 2) if dest.pairs(size) else 1
+            if sent and len(pe.outputs[dest.queue]) + sent > depth:
                 return f"room in output queue {dest.queue}"
         if waits_for_fifo and dest.kind == Kind.FIFO and finds_full(pe, dest.fifo):
             return f"room in FIFO {dest.fifo}"
@@ -383,7 +396,7 @@ class Operation:
         """One step; its cycles."""
         assert self.op is not None
         sizes = element_bytes(self.op)
-        elements = min(self.width, self.length - self.position) if self.length != ENDLESS else 1
+        elements = self.elements()
         pe.engine.elements += elements
         cost = self.conflict(sizes)
         first = self.position
@@ -393,10 +406,6 @@ class Operation:
                 self.stopped = True
                 break
             rows.append((i, self.gather(pe, i, sizes, now)))
-        if self.width == 2 and self.dest is not None and self.dest.is_output and rows:
-            low, high = rows[0][1] & 0xFFFF, rows[-1][1] & 0xFFFF if len(rows) == 2 else 0
-            self.send(pe, self.dest, first, low | high << 16, 4, now)
-            rows = []
         for i, result in rows:
             self.put_result(pe, i, result, sizes[0], now)
         self.position = first + elements
@@ -420,6 +429,14 @@ class Operation:
         x, y = a.address(self.position, sizes[1]), b.address(self.position, sizes[2])
         return 2 if x != y and (x >> 1 & 3) == (y >> 1 & 3) else 1
 
+    def take(self, pe: Any, source: Source, i: int, size: int) -> int:
+        """The wavelet with element i; its half, if it holds two."""
+        if not source.pairs(size):
+            return take_wavelet(pe, self.color_in(pe, source))
+        if i % 2 == 0:
+            source.held = take_wavelet(pe, self.color_in(pe, source))
+        return source.held >> 16 * (i % 2) & 0xFFFF
+
     def gather(self, pe: Any, i: int, sizes: tuple[int, int, int], now: int) -> int:
         """Bits of one result."""
         assert self.op is not None
@@ -427,7 +444,7 @@ class Operation:
         fabric = next((s for s in (self.src0, self.src1) if s is not None and s.is_input), None)
         word = None
         if fabric is not None:
-            word = take_wavelet(pe, self.color_in(pe, fabric))
+            word = self.take(pe, fabric, i, sizes[1 if fabric is self.src0 else 2])
             shift = word >> 16
 
         def read(source: Source | None, size: int) -> int:
@@ -443,7 +460,7 @@ class Operation:
                 assert word is not None
                 return word if size == 4 else word & 0xFFFF
             if source.is_input:
-                value = take_wavelet(pe, self.color_in(pe, source))
+                value = self.take(pe, source, i, size)
                 return value if size == 4 else value & 0xFFFF
             address = source.address(i, size)
             if shift is not None and source.flags & INDEX_OFFSET_BIT:
@@ -481,6 +498,12 @@ class Operation:
     def send(self, pe: Any, dest: Source, i: int, result: int, size: int, now: int) -> None:
         from openwafer.wafer.sim.reference import Wavelet
 
+        is_last = i == self.length - 1
+        if dest.pairs(size):
+            dest.held = dest.held | result << 16 if i % 2 else result & 0xFFFF
+            if i % 2 == 0 and not is_last:
+                return
+            result, size = dest.held, 4
         color = dest.color if dest.color != NO_COLOR else pe.oq_color[dest.queue]
         if color is None or color >= 24:
             raise pe.fail("OutOfRange", f"output queue {dest.queue} has no color")
@@ -490,7 +513,7 @@ class Operation:
         ready = now + pe.engine.timing["ramp_out"]
         if self.op is not None and self.op not in _MOVES:
             ready += pe.engine.timing["float_latency"]
-        control, advance = bool(dest.flags & isa.CONTROL_BIT), bool(dest.flags & isa.ADVANCE_SWITCH_BIT)
+        control, advance = bool(dest.flags & isa.CONTROL_BIT), is_last and bool(dest.flags & isa.ADVANCE_SWITCH_BIT)
         pe.outputs[dest.queue].append(Wavelet(data, control, color, ready, advance))
         pe.engine.wake_router(pe)
 
@@ -521,7 +544,7 @@ class Operation:
         if source.kind == Kind.FIFO:
             value = take_element(pe, source.fifo)
         elif source.is_input:
-            value = take_wavelet(pe, self.color_in(pe, source))
+            value = self.take(pe, source, self.position, size)
         else:
             value = pe.read(source.address(self.position, size), size)
         self.position += 1

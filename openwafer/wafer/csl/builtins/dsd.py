@@ -21,6 +21,7 @@ from openwafer.wafer.isa import (
     INDEX_OFFSET_BIT,
     NO_COLOR,
     PAIR_BIT,
+    QUAD_BIT,
     DsdKind,
     DsrFile,
     Op,
@@ -34,6 +35,7 @@ _FABOUT = (
     "extent", "fabric_color", "output_queue", "control", "priority", "simd_mode", "wavelet_index_offset", "index",
     "advance_switch", "control_transform", "zero",
 )  # fmt: skip
+_SIMD_MODES = {"simd_32": PAIR_BIT, "simd_64": PAIR_BIT | QUAD_BIT, "simd_32_or_64": PAIR_BIT}
 _OPTIONS = ("async", "activate", "unblock", "ut_id", "priority", "save_address", "single_step")
 
 
@@ -59,8 +61,8 @@ def _fabric(
     queue_name: str,
 ) -> Value:
     options = config(sema, frame, node.arguments[1], known)
-    for name in ("simd_mode", "control_transform", "zero"):
-        if name in options and (name != "simd_mode" or own == DsdKind.FABIN):
+    for name in ("control_transform", "zero"):
+        if name in options:
             raise CslError(options[name][1].span, f"not supported yet: .{name}")
     color = known_id(*options["fabric_color"], "a color") if "fabric_color" in options else NO_COLOR
     queue = (
@@ -76,23 +78,19 @@ def _fabric(
     elif own == DsdKind.FABOUT and color == NO_COLOR:
         raise CslError(node.span, f"a fabout_dsd of {sema.arch.name} needs .fabric_color")
     extent = _extent(sema, frame, options, node)
-    if flags & PAIR_BIT and isinstance(extent, int) and extent % 2:
-        raise CslError(node.span, f".extent = {extent} with .simd_32: two elements go in a wavelet, so it must be even")
     made = ir.DsdValue(own, None, (extent if isinstance(extent, int) else 0,), (0,), queue, color, flags)
     return _with_extent(kind, made, extent)
 
 
 def _simd_mode(options: Config) -> int:
-    """The flag of `.simd_mode = .{ .simd_32 = true }` or `.simd_32_or_64`: 16-bit elements go in pairs."""
+    """The flags of `.simd_mode`: 16-bit elements go in pairs, with .simd_64 two pairs a step."""
     if "simd_mode" not in options:
         return 0
     value, node = options["simd_mode"]
     modes = value.value.fields if isinstance(value, Const) and isinstance(value.value, StructValue) else ()
     chosen = [name for name, on in modes if on.value is True]
-    if len(chosen) == 1 and chosen[0] in ("simd_32", "simd_32_or_64"):
-        return PAIR_BIT
-    if chosen == ["simd_64"]:
-        raise CslError(node.span, "not supported yet: .simd_mode of .simd_64; .simd_32 is")
+    if len(chosen) == 1 and chosen[0] in _SIMD_MODES:
+        return _SIMD_MODES[chosen[0]]
     raise CslError(node.span, ".simd_mode is one of .{ .simd_32 = true }, .simd_64, .simd_32_or_64")
 
 

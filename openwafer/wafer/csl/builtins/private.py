@@ -67,6 +67,13 @@ def host_route(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value
     return VOID
 
 
+def launch(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    """The color that stands for the host's launches, for @rpc."""
+    count(node, 1)
+    sema.launch_color = color_of(sema, frame, node.arguments[0])
+    return VOID
+
+
 BUILTINS = {
     "__sys": sys_,
     "__tsc": tsc,
@@ -74,4 +81,5 @@ BUILTINS = {
     "__pe_x": _coordinate(PE_X),
     "__pe_y": _coordinate(PE_Y),
     "__host_route": host_route,
+    "__launch": launch,
 }

@@ -219,6 +219,20 @@ def queue_flush(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Valu
     return VOID
 
 
+def rpc(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    """A server for the host's launches; memcpy brings them to the PE, so that no color is needed for them."""
+    count(node, 1)
+    task = known_id(sema.value(frame, node.arguments[0], None), node.arguments[0], "task id")
+
+    def check() -> None:
+        if task != sema.launch_color:
+            hint = "give memcpy's .LAUNCH color to <memcpy/get_params> and its id to @rpc"
+            raise CslError(node.span, f"not supported yet: an @rpc server for other senders than the host; {hint}")
+
+    sema.later.append(check)
+    return VOID
+
+
 BUILTINS = {
     "get_color": _id(ty.COLOR, lambda arch: range(32)),
     "get_input_queue": _id(ty.INPUT_QUEUE, lambda arch: range(arch.num_input_queues)),
@@ -237,4 +251,5 @@ BUILTINS = {
     "set_teardown_handler": _handler(Sys.TEARDOWN_PENDING),
     "set_empty_queue_handler": _handler(Sys.QUEUE_FLUSHED),
     "queue_flush": queue_flush,
+    "rpc": rpc,
 }

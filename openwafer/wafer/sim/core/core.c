@@ -406,7 +406,7 @@ API int64_t ow_waits(Sim *sim, WaitRow *rows, int64_t room) {
     } else if (pe->running) {
       const uint16_t *word = pe->program->code + 4 * (size_t)pe->pc;
       int op = word[0] >> 4;
-      if (op == IGET || op == IPUT) iterator_waits(sim, pe, sim->now, op, &pe->iterators[op == IGET ? word[2] : word[1]], &why);
+      if (op == IGET || op == IPUT) iterator_waits(sim, pe, sim->now, word[0], &pe->iterators[op == IGET ? word[2] : word[1]], &why);
       ROW(i, -1, why.kind, why.a, why.b, pe->pc);
     }
     for (int n = 0; n < NUM_THREADS; n++) {

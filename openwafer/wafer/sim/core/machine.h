@@ -26,7 +26,7 @@ enum { NORTH, SOUTH, EAST, WEST, RAMP, HOST, NUM_PORTS };
 enum { T_I8, T_U8, T_I16, T_U16, T_I32, T_U32, T_I64, T_U64, T_F16, T_F32, T_BF16 };
 enum { KIND_NONE, KIND_SCALAR, KIND_POINTER, KIND_DSD, KIND_DSR, KIND_FIFO };
 enum { MEM1D, MEM4D, FABIN, FABOUT, NO_DSD = 255 };
-enum { CONTROL_BIT = 1 << 3, INDEX_OFFSET_BIT = 1 << 4, ADVANCE_SWITCH_BIT = 1 << 5, PAIR_BIT = 1 << 6 };
+enum { CONTROL_BIT = 1 << 3, INDEX_OFFSET_BIT = 1 << 4, ADVANCE_SWITCH_BIT = 1 << 5, PAIR_BIT = 1 << 6, QUAD_BIT = 1 << 7 };
 enum { LOCAL_TASK, DATA_TASK, CONTROL_TASK };
 enum { BLOCK_TASK = 0, BLOCK_MICROTHREAD = 1 };
 enum { WAITS_DEST = 1, WAITS_SRC0 = 2, WAITS_SRC1 = 4, WAITS_SCALAR = 8 };
@@ -159,6 +159,7 @@ typedef struct {
   int16_t strides[4];
   uint16_t index[4]; /* of the next element, and its address (modulo 64 K) */
   int32_t at;
+  uint32_t held; /* the wavelet of which the second half is to come */
 } Source;
 
 typedef struct {

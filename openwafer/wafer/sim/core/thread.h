@@ -219,8 +219,11 @@ static Operation *spare(Sim *sim, Operation **place) {
   return *place;
 }
 
-static inline int iterator_waits(Sim *sim, Pe *pe, uint64_t now, int op, const Operation *o, Obstacle *why) {
-  return op == IGET ? source_waits(sim, pe, now, &o->dest, 1, why) : dest_waits(sim, pe, &o->dest, 1, why);
+/* `word`: the first of the instruction, IGET or IPUT. */
+static inline int iterator_waits(Sim *sim, Pe *pe, uint64_t now, int word, const Operation *o, Obstacle *why) {
+  int size = size_of(word & 15);
+  return word >> 4 == IGET ? source_waits(sim, pe, now, o, &o->dest, size, 1, why)
+                           : dest_waits(sim, pe, o, &o->dest, size, 1, why);
 }
 
 /* Whether the instruction at pc can be made now. A vector operation for a microthread that is busy waits. */
@@ -234,7 +237,7 @@ static int can_issue(Sim *sim, Pe *pe, uint64_t now) {
     return thread < 0 || !(pe->threads_mask >> thread & 1);
   }
   if (op == IGET || op == IPUT)
-    return !iterator_waits(sim, pe, now, op, &pe->iterators[op == IGET ? word[2] : word[1]], &why);
+    return !iterator_waits(sim, pe, now, word[0], &pe->iterators[op == IGET ? word[2] : word[1]], &why);
   return 1;
 }
 
@@ -507,8 +510,13 @@ static uint64_t next_time(const Pe *pe, uint64_t now) {
     if (at > now && at < soonest) soonest = at;
   }
   for (uint32_t left = pe->arrived; left; left &= left - 1) {
-    uint64_t at = input_head(pe->colors[__builtin_ctz(left)])->ready;
-    if (at > now && at < soonest) soonest = at;
+    const Color *color = pe->colors[__builtin_ctz(left)];
+    for (int i = 0; i < color->input_len; i++) { /* a step may need more than the head */
+      uint64_t at = color->input[(color->input_head + i) & (CORE_RING - 1)].ready;
+      if (at <= now) continue;
+      if (at < soonest) soonest = at;
+      break;
+    }
   }
   return soonest;
 }

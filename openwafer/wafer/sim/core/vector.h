@@ -148,19 +148,26 @@ static int thread_of(Sim *sim, Pe *pe, uint64_t now, const Vector *v, Operation 
 
 static int uses_queue(const Source *s) { return is_input(s) || is_output(s) || s->kind == KIND_FIFO; }
 
+/* Whether a wavelet holds two of its elements, of `size` bytes. */
+static inline int holds_pairs(const Source *s, int size) {
+  return size == 2 && s->flags & PAIR_BIT && (is_input(s) || is_output(s));
+}
+
 static int width_of(const Sim *sim, const Operation *o) {
-  if (is_output(&o->dest) && o->dest.flags & PAIR_BIT && o->sizes[0] == 2 && !uses_queue(&o->src0) &&
-      !uses_queue(&o->src1) && !uses_queue(&o->scalar))
-    return 2; /* two results make one wavelet */
-  if (uses_queue(&o->dest) || uses_queue(&o->src0) || uses_queue(&o->src1) || uses_queue(&o->scalar)) return 1;
-  if (o->dest.kind == KIND_POINTER) return 1;
   int width = sim->widths[o->op];
   const Source *sources[] = {&o->dest, &o->src0, &o->src1, &o->scalar};
+  if (o->dest.kind == KIND_POINTER) return 1;
   for (int i = 0; i < 4; i++) {
-    if (!is_memory(sources[i])) continue;
-    int stride = sources[i]->strides[0], rest = stride & 7;
-    if (stride == 0 || stride == 1 || rest == 2 || rest == 3 || rest == 5 || rest == 6) continue;
-    int limit = rest == 1 || rest == 7 ? 2 : 1;
+    const Source *s = sources[i];
+    int limit = width;
+    if (s->kind == KIND_FIFO) return 1;
+    if (is_input(s) || is_output(s))
+      limit = !holds_pairs(s, o->sizes[i < 3 ? i : 2]) ? 1 : s->flags & QUAD_BIT ? 4 : 2;
+    else if (is_memory(s)) {
+      int stride = s->strides[0], rest = stride & 7;
+      if (stride == 0 || stride == 1 || rest == 2 || rest == 3 || rest == 5 || rest == 6) continue;
+      limit = rest == 1 || rest == 7 ? 2 : 1;
+    }
     if (limit < width) width = limit;
   }
   return width;
@@ -173,6 +180,8 @@ static int is_plain(const Operation *o) {
     if (sources[i]->kind == KIND_FIFO || sources[i]->kind == KIND_POINTER ||
         (is_memory(sources[i]) && sources[i]->flags & INDEX_OFFSET_BIT))
       return 0;
+  for (int i = 0; i < 4; i++)
+    if (holds_pairs(sources[i], o->sizes[i < 3 ? i : 2])) return 0;
   return o->width == 1 && o->dest.kind != KIND_NONE;
 }
 
@@ -233,11 +242,32 @@ static inline int finds_full(Pe *pe, int number) {
   return full;
 }
 
-static inline int source_waits(Sim *sim, Pe *pe, uint64_t now, const Source *s, int waits_for_fifo, Obstacle *why) {
+/* Of the next step. */
+static inline int elements_of(const Operation *o) {
+  uint64_t left = o->length - o->position;
+  return o->length == ENDLESS ? 1 : left < o->width ? (int)left : o->width;
+}
+
+static int input_waits(Sim *sim, Pe *pe, uint64_t now, const Operation *o, const Source *s, int size) {
+  const Color *color = input_of(sim, pe, s);
+  uint64_t end = o->position + (uint64_t)elements_of(o);
+  int needed = holds_pairs(s, size) ? (int)((end + 1) / 2 - (o->position + 1) / 2) : 1, found = 0;
+  while (color && found < needed && found < color->input_len) {
+    const Wavelet *w = color->input + ((color->input_head + found) & (CORE_RING - 1));
+    if (w->ready > now || w->control) break;
+    found++;
+  }
+  return found < needed;
+}
+
+static inline int source_waits(Sim *sim, Pe *pe, uint64_t now, const Operation *o, const Source *s, int size,
+                               int waits_for_fifo, Obstacle *why) {
   if (is_input(s)) {
-    const Color *color = input_of(sim, pe, s);
-    const Wavelet *head = color && color->input_len ? input_head(color) : NULL;
-    if (head && head->ready <= now && !head->control) return 0;
+    if (o->is_plain) {
+      const Color *color = input_of(sim, pe, s);
+      const Wavelet *head = color && color->input_len ? input_head(color) : NULL;
+      if (head && head->ready <= now && !head->control) return 0;
+    } else if (!input_waits(sim, pe, now, o, s, size)) return 0;
     *why = (Obstacle){WAIT_WAVELET, color_in(sim, pe, s), s->queue};
     return 1;
   }
@@ -248,10 +278,18 @@ static inline int source_waits(Sim *sim, Pe *pe, uint64_t now, const Source *s, 
   return 0;
 }
 
-static inline int dest_waits(Sim *sim, Pe *pe, const Source *s, int waits_for_fifo, Obstacle *why) {
-  if (is_output(s) && pe->output_len[s->queue & 7] >= sim->oq_depth[s->queue & 7]) {
-    *why = (Obstacle){WAIT_OUTPUT_ROOM, s->queue, 0};
-    return 1;
+static inline int dest_waits(Sim *sim, Pe *pe, const Operation *o, const Source *s, int size, int waits_for_fifo,
+                             Obstacle *why) {
+  if (is_output(s)) {
+    int sent = 1, queue = s->queue & 7;
+    if (!o->is_plain && holds_pairs(s, size)) {
+      uint64_t end = o->position + (uint64_t)elements_of(o);
+      sent = (int)(end / 2 - o->position / 2) + (end == o->length && end & 1);
+    }
+    if (sent && pe->output_len[queue] + sent > sim->oq_depth[queue]) {
+      *why = (Obstacle){WAIT_OUTPUT_ROOM, s->queue, 0};
+      return 1;
+    }
   }
   if (s->kind == KIND_FIFO && waits_for_fifo && finds_full(pe, s->fifo)) {
     *why = (Obstacle){WAIT_FIFO_ROOM, s->fifo, 0};
@@ -263,10 +301,11 @@ static inline int dest_waits(Sim *sim, Pe *pe, const Source *s, int waits_for_fi
 /* Whether a step cannot be made now, and why. */
 static inline int is_blocked(Sim *sim, Pe *pe, uint64_t now, const Operation *o, Obstacle *why) {
   if (o->is_local) return 0;
-  return (o->waits & WAITS_SRC0 && source_waits(sim, pe, now, &o->src0, o->is_async, why)) ||
-         (o->waits & WAITS_SRC1 && source_waits(sim, pe, now, &o->src1, o->is_async, why)) ||
-         (o->waits & WAITS_SCALAR && source_waits(sim, pe, now, &o->scalar, o->is_async, why)) ||
-         (o->waits & WAITS_DEST && dest_waits(sim, pe, &o->dest, o->is_async, why));
+  int async = o->is_async;
+  return (o->waits & WAITS_SRC0 && source_waits(sim, pe, now, o, &o->src0, o->sizes[1], async, why)) ||
+         (o->waits & WAITS_SRC1 && source_waits(sim, pe, now, o, &o->src1, o->sizes[2], async, why)) ||
+         (o->waits & WAITS_SCALAR && source_waits(sim, pe, now, o, &o->scalar, o->sizes[2], async, why)) ||
+         (o->waits & WAITS_DEST && dest_waits(sim, pe, o, &o->dest, o->sizes[0], async, why));
 }
 
 static uint32_t fifo_pop(Sim *sim, Pe *pe, uint64_t now, int number) {
@@ -300,7 +339,22 @@ static inline uint32_t take_input(Sim *sim, Pe *pe, uint64_t now, const Source *
   return data;
 }
 
-static void send(Sim *sim, Pe *pe, uint64_t now, const Operation *o, const Source *s, uint32_t result, int size) {
+/* The wavelet with element i; its half, if it holds two. */
+static inline uint32_t take_half(Sim *sim, Pe *pe, uint64_t now, Source *s, uint64_t i, int size) {
+  if (!holds_pairs(s, size)) return take_input(sim, pe, now, s);
+  if (!(i & 1)) s->held = take_input(sim, pe, now, s);
+  return s->held >> 16 * (i & 1) & 0xFFFF;
+}
+
+/* The element at o->position. */
+static void send(Sim *sim, Pe *pe, uint64_t now, const Operation *o, Source *s, uint32_t result, int size) {
+  int is_last = o->position + 1 == o->length && o->length != ENDLESS;
+  if (holds_pairs(s, size)) {
+    s->held = o->position & 1 ? s->held | result << 16 : result & 0xFFFF;
+    if (!(o->position & 1) && !is_last) return;
+    result = s->held;
+    size = 4;
+  }
   int queue = s->queue & 7, color = s->color != NO_COLOR ? s->color : pe->oq_color[queue];
   if (color >= NUM_COLORS) { fault(sim, pe, now, FAULT_NO_COLOR, s->queue, 0, 0); return; }
   uint32_t data = size == 4 ? result : size == 2 ? result & 0xFFFF : result & 0xFF;
@@ -309,8 +363,8 @@ static void send(Sim *sim, Pe *pe, uint64_t now, const Operation *o, const Sourc
     data |= (index & 0xFFFF) << 16;
   }
   uint64_t ready = now + (uint64_t)sim->timing.ramp_out;
-  output_push(sim, pe, queue, (Wavelet){ready, data, !!(s->flags & CONTROL_BIT), !!(s->flags & ADVANCE_SWITCH_BIT),
-                                        (uint8_t)color, 0});
+  int advance = is_last && s->flags & ADVANCE_SWITCH_BIT;
+  output_push(sim, pe, queue, (Wavelet){ready, data, !!(s->flags & CONTROL_BIT), (uint8_t)advance, (uint8_t)color, 0});
   wake_router(sim, pe, ready - 1);
 }
 
@@ -318,9 +372,9 @@ static inline uint32_t cut(uint64_t value, int size) {
   return (uint32_t)(size == 4 ? value & 0xFFFFFFFFu : value & 0xFFFF);
 }
 
-typedef struct { const Source *fabric; uint32_t word; } Arrival;
+typedef struct { Source *fabric; uint32_t word; } Arrival;
 
-static inline uint32_t read_source(Sim *sim, Pe *pe, uint64_t now, Source *s, int size, const Arrival *in) {
+static inline uint32_t read_source(Sim *sim, Pe *pe, uint64_t now, Source *s, uint64_t i, int size, const Arrival *in) {
   switch (s->kind) {
     case KIND_NONE: return 0;
     case KIND_SCALAR: return cut((uint64_t)s->value, size);
@@ -328,7 +382,7 @@ static inline uint32_t read_source(Sim *sim, Pe *pe, uint64_t now, Source *s, in
     case KIND_FIFO: return fifo_pop(sim, pe, now, s->fifo);
   }
   if (s == in->fabric) return cut(in->word, size);
-  if (is_input(s)) return cut(take_input(sim, pe, now, s), size);
+  if (is_input(s)) return cut(take_half(sim, pe, now, s, i, size), size);
   int64_t address = in->fabric && s->flags & INDEX_OFFSET_BIT ? (s->base + 2 * (int64_t)(in->word >> 16)) & 0xFFFF
                                                               : next_address(s);
   advance(s, size);
@@ -400,41 +454,38 @@ static int step_plain(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
 static inline int step_operation(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
   if (o->is_plain) return step_plain(sim, pe, now, o);
   uint32_t results[MAX_WIDTH];
-  uint64_t first = o->position, left = o->length - first;
-  int elements = o->length == ENDLESS ? 1 : left < o->width ? (int)left : o->width, made = 0;
+  uint64_t first = o->position;
+  int elements = elements_of(o), made = 0;
   int cost = conflicts(o) ? 2 : 1, written = 0;
   pe->acting = o->pc;
   sim->elements += elements;
   for (; made < elements; made++) {
     Arrival in = {0};
+    uint64_t i = first + (uint64_t)made;
     if (!o->is_local) {
       if (fifo_stops(pe, o)) { o->stopped = 1; break; }
       in.fabric = is_input(&o->src0) ? &o->src0 : is_input(&o->src1) ? &o->src1 : NULL;
-      if (in.fabric) in.word = take_input(sim, pe, now, in.fabric);
+      if (in.fabric) in.word = take_half(sim, pe, now, in.fabric, i, o->sizes[in.fabric == &o->src0 ? 1 : 2]);
     }
     if (o->has_sum) {
-      uint32_t b = read_source(sim, pe, now, &o->src1, o->sizes[2], &in);
-      uint32_t c = read_source(sim, pe, now, &o->scalar, o->sizes[2], &in);
+      uint32_t b = read_source(sim, pe, now, &o->src1, i, o->sizes[2], &in);
+      uint32_t c = read_source(sim, pe, now, &o->scalar, i, o->sizes[2], &in);
       if (is_memory(&o->src0) && (is_mac(o->op) || o->src1.kind != KIND_NONE)) advance(&o->src0, o->sizes[1]);
       if (is_mac(o->op)) o->sum = result_of(o->op, o->sum, b, c, &o->carry);
       else if (o->src1.kind != KIND_NONE) o->sum = result_of(o->op, o->sum, b, 0, &o->carry);
-      else o->sum = result_of(o->op, read_source(sim, pe, now, &o->src0, o->sizes[1], &in), 0, 0, &o->carry);
+      else o->sum = result_of(o->op, read_source(sim, pe, now, &o->src0, i, o->sizes[1], &in), 0, 0, &o->carry);
       continue;
     }
-    uint32_t a = read_source(sim, pe, now, &o->src0, o->sizes[1], &in);
-    uint32_t b = read_source(sim, pe, now, &o->src1, o->sizes[2], &in);
-    uint32_t c = read_source(sim, pe, now, &o->scalar, o->sizes[2], &in);
+    uint32_t a = read_source(sim, pe, now, &o->src0, i, o->sizes[1], &in);
+    uint32_t b = read_source(sim, pe, now, &o->src1, i, o->sizes[2], &in);
+    uint32_t c = read_source(sim, pe, now, &o->scalar, i, o->sizes[2], &in);
     results[made] = result_of(o->op, a, b, c, &o->carry);
     if (in.fabric && is_memory(&o->dest) && o->dest.flags & INDEX_OFFSET_BIT) {
       write_memory(sim, pe, now, (o->dest.base + 2 * (int64_t)(in.word >> 16)) & 0xFFFF, o->sizes[0], results[made]);
       written = 1;
     }
   }
-  if (o->width == 2 && is_output(&o->dest) && made) {
-    uint32_t high = made == 2 ? results[1] & 0xFFFF : 0;
-    send(sim, pe, when_sent(sim, now, o->op), o, &o->dest,
-         (results[0] & 0xFFFF) | high << 16, 4);
-  } else if (!o->has_sum && !written && o->dest.kind != KIND_NONE) {
+  if (!o->has_sum && !written && o->dest.kind != KIND_NONE) {
     for (int k = 0; k < made; k++) {
       o->position = first + (uint64_t)k;
       if (o->dest.kind == KIND_FIFO) fifo_push(sim, pe, now, o->dest.fifo, results[k]);
@@ -457,6 +508,7 @@ static inline int step_operation(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
 static void open_iterator(Sim *sim, Pe *pe, uint64_t now, Operation *o, Operand operand) {
   memset(o, 0, sizeof *o);
   o->op = ITERATOR;
+  o->width = 1;
   o->index = -1;
   o->src0.dsd = o->src1.dsd = o->scalar.dsd = NO_DSD;
   if (!source_of(sim, pe, now, operand, &o->dest)) return;
@@ -474,7 +526,7 @@ static int64_t get_next(Sim *sim, Pe *pe, uint64_t now, Operation *o, int kind) 
   int size = size_of(kind);
   uint64_t value;
   if (o->dest.kind == KIND_FIFO) value = fifo_pop(sim, pe, now, o->dest.fifo);
-  else if (is_input(&o->dest)) value = take_input(sim, pe, now, &o->dest);
+  else if (is_input(&o->dest)) value = take_half(sim, pe, now, &o->dest, o->position, size);
   else value = read_memory(sim, pe, now, address_of(&o->dest, o->position, size), size);
   o->position++;
   if (size < 8) value &= ((uint64_t)1 << 8 * size) - 1;
