@@ -169,3 +169,76 @@ def test_timer(tmp_path: Path) -> None:
     found = run(tmp_path, declarations, main)
     first, second = (sum(word << 16 * i for i, word in enumerate(found[at : at + 3])) for at in (0, 3))
     assert all(word < 0x10000 for word in found[:6]) and 0x10000 < second < first < second + 200
+
+
+def test_control(tmp_path: Path) -> None:
+    """Commands in their fields of three bits; those not given are NOP."""
+    holds(
+        tmp_path, 'const c = @import_module("<control>"); const o = c.opcode;',
+        "c.encode_payload(1, [1]o{ o.SWITCH_ADV }, [1]bool{ true }, false, {}) "
+        "== c.encode_single_payload(o.SWITCH_ADV, true, {}, 0)",
+        "c.encode_payload(3, [3]o{ o.TEARDOWN, o.NOP, o.SWITCH_RST }, [3]bool{ false, true, true }, false, "
+        "@get_control_task_id(5)) == (3 << 22 | 1 << 27 | 1 << 29 | 1 | 5 << 16)",
+        "c.encode_payload(7, @constants([7]o, o.NOP), @constants([7]bool, false), true, {}) == (31 << 16 | 1 << 15)",
+        "c.encode_control_task_payload(@get_control_task_id(40)) == 40 << 16",
+    )  # fmt: skip
+    call = "c.encode_payload(9, @constants([9]c.opcode, c.opcode.NOP), @constants([9]bool, true), true, {})"
+    with pytest.raises(CompileFailed, match="at most 8 commands"):
+        run(tmp_path, f'const c = @import_module("<control>"); comptime {{ const p = {call}; }}', "")
+
+
+def test_directions(tmp_path: Path) -> None:
+    holds(
+        tmp_path, 'const d = @import_module("<directions>");',
+        "d.rotate_clockwise(NORTH) == EAST and d.rotate_clockwise(EAST) == SOUTH and d.rotate_clockwise(WEST) == NORTH",
+        "d.rotate_counterclockwise(NORTH) == WEST and d.rotate_counterclockwise(EAST) == NORTH",
+        "d.rotate_clockwise(RAMP) == RAMP and d.rotate_counterclockwise(RAMP) == RAMP and d.flip(RAMP) == RAMP",
+        "d.flip_vertical(NORTH) == SOUTH and d.flip_vertical(EAST) == EAST",
+        "d.flip_horizontal(WEST) == EAST and d.flip_horizontal(SOUTH) == SOUTH",
+    )  # fmt: skip
+
+
+def test_math_of_types_and_bits(tmp_path: Path) -> None:
+    holds(
+        tmp_path, 'const m = @import_module("<math>");',
+        "m.isInf(m.POSITIVE_INF(f16)) and m.NEGATIVE_INF(f32) < 0.0 and m.isNaN(m.NaN(f16)) and m.isNaN_f16(m.NaN_f16)",
+        "m.signbit(@as(f16, -0.5)) and !m.signbit(@as(f32, 1.0)) and m.signbit_f32(m.NEGATIVE_INF_f32)",
+        "m.isSignaling(@bitcast(f16, @as(u16, 0xFC01))) and !m.isSignaling(m.NaN_f16) and !m.isSignaling_f16(1.0)",
+        "!m.isSignaling(m.POSITIVE_INF_f16) and !m.isSignaling(m.NaN_f32) and !m.isSignaling(m.NEGATIVE_INF_f32)",
+        "m.max_f16(1.0, 2.0) == 2.0 and m.min_f32(1.0, 2.0) == 1.0 and m.sign_f16(-3.0) == -1.0",
+        "m.max(@as(u64, 3), 4) == 4 and m.sign(@as(u8, 3)) == 1 and m.abs(@as(i8, -3)) == 3",
+        "m.subsat(m.NEGATIVE_INF(f16), 1.0) == -65504.0 and m.subsat_f32(3.0e38, -3.0e38) == 3.40282347e38",
+        "m.fscale(@as(f32, 3.0), 300) == m.POSITIVE_INF_f32 and m.fscale_f16(1.0, -300) == 0.0",
+        "m.tanh(@as(f16, 0.0)) == 0.0 and m.sig_f32(0.0) == 0.5 and m.tanh_f32(m.NEGATIVE_INF_f32) == -1.0",
+    )  # fmt: skip
+    main = "v[0] = @as(u32, m.isSignaling(@bitcast(f32, v[8]))) + 2 * @as(u32, m.isSignaling(@bitcast(f32, v[9])));"
+    assert run(tmp_path, 'const m = @import_module("<math>");', main, [0] * 8 + [0x7F800001, 0x7FC00001])[0] == 1
+
+
+def test_random(tmp_path: Path) -> None:
+    """Ranges and moments of 600 numbers of each kind."""
+    declarations = """
+    const random = @import_module("<random>");
+    var outside: u32 = 0;
+    var sum: f32 = 0.0;
+    var squares: f32 = 0.0;
+    """
+    main = """
+    for (@range(u16, 600)) |i| {
+      const one = random.random_pow_u32(5);
+      if (one >= 32) outside += 1;
+      v[0] += one;
+      if (random.random_pow_u32(0) != 0) outside += 1;
+      v[1] |= random.random_pow_u32(32);
+      const x = random.random_normal_f32();
+      sum += x;
+      squares += x * x;
+    }
+    v[2] = outside;
+    v[3] = @bitcast(u32, sum / 600.0);
+    v[4] = @bitcast(u32, squares / 600.0);
+    """
+    found = run(tmp_path, declarations, main)
+    mean, variance = np.array(found[3:5], np.uint32).view(np.float32)
+    assert found[2] == 0 and found[1] == 0xFFFFFFFF and abs(found[0] / 600 - 15.5) < 1.5
+    assert abs(mean) < 0.15 and abs(variance - 1) < 0.2
