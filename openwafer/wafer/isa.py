@@ -118,6 +118,8 @@ class Sys(IntEnum):
     LOG_STRING = 13  # messages[r[a]] to sim.log
     LOG_VALUE = 14  # r[a] in the format r[b], see numerics.formatted
     LOG_FLUSH = 15  # ends the line
+    SEED_RANDOM = 16  # the state of RAND16 becomes r[a]
+    RESET_COUNTER = 17  # TSC and TSCST count from now on
 
 
 class Kind(IntEnum):

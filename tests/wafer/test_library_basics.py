@@ -242,3 +242,34 @@ def test_random(tmp_path: Path) -> None:
     mean, variance = np.array(found[3:5], np.uint32).view(np.float32)
     assert found[2] == 0 and found[1] == 0xFFFFFFFF and abs(found[0] / 600 - 15.5) < 1.5
     assert abs(mean) < 0.15 and abs(variance - 1) < 0.2
+
+
+def test_a_seed(tmp_path: Path) -> None:
+    """A seed gives the same numbers again; the one that PEs begin with those of a fresh PE."""
+    main = """
+    for (@range(u16, 4)) |i| { v[i] = @as(u32, @random16()); }
+    random.set_global_prng_seed(0xdeadbeef);
+    for (@range(u16, 4)) |i| { v[4 + i] = @as(u32, @random16()); }
+    random.set_global_prng_seed(7);
+    v[8] = @as(u32, @random16());
+    """
+    found = run(tmp_path, 'const random = @import_module("<random>");', main)
+    assert found[:4] == found[4:8] and len(set(found[:4])) == 4 and found[8] != found[0]
+
+
+def test_a_counter_that_starts_again(tmp_path: Path) -> None:
+    declarations = """
+    const time = @import_module("<time>");
+    var t = @zeros([3]u16);
+    """
+    main = """
+    for (@range(u32, 20000)) |i| { v[15] += i; }
+    time.get_timestamp(&t);
+    v[0] = @as(u32, t[1]);
+    time.reset_tsc_counter();
+    time.get_timestamp(&t);
+    v[1] = @as(u32, t[0]);
+    v[2] = @as(u32, t[1]) + @as(u32, t[2]);
+    """
+    found = run(tmp_path, declarations, main)
+    assert found[0] > 0 and 0 < found[1] < 20 and found[2] == 0

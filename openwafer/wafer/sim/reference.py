@@ -100,6 +100,7 @@ class Pe:
         self.dsrs: dict[tuple[int, int], list] = {}
         self.fifos: list[FifoState] = []
         self.lfsr = 0xDEADBEEF
+        self.counter_zero = 0
         self.last_task = 31
         self.line = ""
         self.busy = 0
@@ -457,11 +458,11 @@ class Pe:
             self.iterators[a].put(self, r[fp + b], T(kind), now)
             cost = timing["store"]
         elif op == Op.TSC:
-            r[fp + a] = now
+            r[fp + a] = now - self.counter_zero
             cost = timing["timestamp"]
         elif op == Op.TSCST:
             for word in range(3):
-                self.write(r[fp + a] + 2 * word, 2, now >> 16 * word)
+                self.write(r[fp + a] + 2 * word, 2, (now - self.counter_zero) >> 16 * word)
             cost = timing["timestamp"]
         elif op == Op.DSRPRE:
             cost = a * timing["dsd_load"]
@@ -586,6 +587,10 @@ class Pe:
         elif call == Sys.LOG_FLUSH:
             self.engine.lines.append(LogLine(self.engine.now, (self.x, self.y), self.line))
             self.line = ""
+        elif call == Sys.SEED_RANDOM:
+            self.lfsr = first & 0xFFFFFFFF
+        elif call == Sys.RESET_COUNTER:
+            self.counter_zero = self.engine.now
         else:
             self.reroute(call, self.in_range(first, 24, "color"), second)
 
