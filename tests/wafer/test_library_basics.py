@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from openwafer.wafer.csl.diagnostics import CompileFailed
+from openwafer.wafer.runtime.debug import debug_util
 from openwafer.wafer.sim.engine import SimulationError
 from tests.wafer.programs import build, get, put, start
 
@@ -273,3 +274,14 @@ def test_a_counter_that_starts_again(tmp_path: Path) -> None:
     """
     found = run(tmp_path, declarations, main)
     assert found[0] > 0 and 0 < found[1] < 20 and found[2] == 0
+
+
+def test_traces_of_any_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    main = """
+    t.trace("hello"); t.trace(v[8] == 0); t.trace(@as(u8, 200)); t.trace(@as(i8, -2)); t.trace(@as(i16, -3));
+    t.trace(@as(u16, 40000)); t.trace(@as(i32, -70000)); t.trace(v[8]); t.trace(@as(f16, 0.5)); t.trace(@as(f32, 1.25));
+    """
+    run(tmp_path, 'const t = @import_module("<debug>", .{ .key = "any", .buffer_size = 60 });', main)
+    expected = ["hello", 1, 200, -2, -3, 40000, -70000, 0, 0.5, 1.25]
+    assert debug_util(str(tmp_path / "out")).read_trace(0, 0, "any") == expected
