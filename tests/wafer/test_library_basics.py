@@ -285,3 +285,21 @@ def test_traces_of_any_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     run(tmp_path, 'const t = @import_module("<debug>", .{ .key = "any", .buffer_size = 60 });', main)
     expected = ["hello", 1, 200, -2, -3, 40000, -70000, 0, 0.5, 1.25]
     assert debug_util(str(tmp_path / "out")).read_trace(0, 0, "any") == expected
+
+
+def test_complex_constants(tmp_path: Path) -> None:
+    holds(
+        tmp_path,
+        """const cx = @import_module("<complex>");
+        const a = cx.get_complex(@as(f32, 1.0), 2.0);
+        const b = cx.get_complex_64(3.0, -4.0);
+        const h = cx.get_complex_32(0.5, 1.5);""",
+        "@is_same_type(@type_of(a), cx.complex_64) and @is_same_type(@type_of(h), cx.complex(f16))",
+        "cx.add_complex(a, b).real == 4.0 and cx.add_complex_64(a, b).imag == -2.0",
+        "cx.subtract_complex(a, b).real == -2.0 and cx.subtract_complex_64(a, b).imag == 6.0",
+        "cx.multiply_complex(a, b).real == 11.0 and cx.multiply_complex_64(a, b).imag == 2.0",
+        "cx.multiply_complex_32(h, h).real == -2.0 and cx.add_complex_32(h, h).imag == 3.0",
+        "cx.subtract_complex_32(h, h).real == 0.0",
+    )  # fmt: skip
+    assert run(tmp_path, 'const cx = @import_module("<complex>"); var z = cx.get_complex_64(1.0, 2.0);',
+               "z.real += 0.5; v[0] = @as(u32, 4.0 * z.real * z.imag);")[0] == 12  # fmt: skip
