@@ -177,6 +177,10 @@ class Filter:
     min_idx: int = 0
     max_idx: int = 0
 
+    def counts(self, control: bool) -> bool:
+        """Whether a control wavelet, or a data wavelet, is counted."""
+        return self.count_control if control else self.count_data
+
 
 @dataclass(frozen=True)
 class Route:

@@ -116,8 +116,10 @@ class Sys(IntEnum):
     SET_SWITCH_POSITION = 11  # color r[a] to position r[b]
     INVALIDATE_SWITCHES = 12  # color r[a]: positions 1 to 3 no longer exist
     LOG_STRING = 13  # messages[r[a]] to sim.log
-    LOG_VALUE = 14  # r[a] in the format r[b]: 0 decimal, 1 hexadecimal, 2 float bits f32, 3 signed decimal
+    LOG_VALUE = 14  # r[a] in the format r[b], see numerics.formatted
     LOG_FLUSH = 15  # ends the line
+    SEED_RANDOM = 16  # the state of RAND16 becomes r[a]
+    RESET_COUNTER = 17  # TSC and TSCST count from now on
 
 
 class Kind(IntEnum):

@@ -65,9 +65,7 @@ NOT_YET = frozenset(
     "set_control_task_table set_fifo_read_length set_fifo_write_length set_config_unchecked".split()
 )
 """Documented builtins that are refused; docs/csl.md lists them."""
-NO_LIBRARY_YET = frozenset(
-    "complex data_utils dsd_ops malloc message_passing string timer types kernels/fft/fft3d_layout".split()
-)
+NO_LIBRARY_YET = frozenset(("message_passing",))
 _PORTS = {
     name: Const(ty.DIRECTION, port)
     for name, port in (("NORTH", 0), ("SOUTH", 1), ("EAST", 2), ("WEST", 3), ("RAMP", 4))

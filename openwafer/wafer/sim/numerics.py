@@ -130,8 +130,13 @@ def convert(value: int, source: T, target: T) -> int:
 
 def formatted(value: int, form: int) -> str:
     """A value in the format of Sys.LOG_VALUE."""
-    if form == 1:
-        return f"{value & 0xFFFFFFFF:#x}"
+    digits = {1: "08X", 4: "016b", 5: "032b", 6: "04X"}
+    if form in digits:
+        return f"{value & 0xFFFFFFFF:{digits[form]}}"
     if form == 2:
-        return f"{to_number(value, 32):g}"
+        return str(np.uint32(value & 0xFFFFFFFF).view(np.float32))
+    if form == 7:
+        return str(np.uint16(value & 0xFFFF).view(np.float16))
+    if form == 3 and value & 1 << 31:
+        return str((value & 0xFFFFFFFF) - (1 << 32))
     return str(value)

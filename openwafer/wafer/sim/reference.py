@@ -12,7 +12,7 @@ import numpy as np
 
 from openwafer.wafer import isa
 from openwafer.wafer.arch import ARCHITECTURES, MEMORY_BYTES, OPPOSITE, TEARDOWN_TASK_ID, Port
-from openwafer.wafer.image import FilterKind, Image, Location, Pop, Program, Route, TaskKind
+from openwafer.wafer.image import Filter, FilterKind, Image, Location, Pop, Program, Route, TaskKind
 from openwafer.wafer.isa import Block, Kind, Op, Sys, T
 from openwafer.wafer.sim import numerics, registers
 from openwafer.wafer.sim.engine import Engine, Event, LogLine, SimulationError, Stats, Stop, Wait, check_address
@@ -119,6 +119,7 @@ class Pe:
         self.dsrs: dict[tuple[int, int], list] = {}
         self.fifos: list[FifoState] = []
         self.lfsr = 0xDEADBEEF
+        self.counter_zero = 0
         self.last_task = 31
         self.line = ""
         self.busy = 0
@@ -478,11 +479,11 @@ class Pe:
             self.iterators[a].put(self, r[fp + b], T(kind), now)
             cost = timing["store"]
         elif op == Op.TSC:
-            r[fp + a] = now
+            r[fp + a] = now - self.counter_zero
             cost = timing["timestamp"]
         elif op == Op.TSCST:
             for word in range(3):
-                self.write(r[fp + a] + 2 * word, 2, now >> 16 * word)
+                self.write(r[fp + a] + 2 * word, 2, (now - self.counter_zero) >> 16 * word)
             cost = timing["timestamp"]
         elif op == Op.DSRPRE:
             cost = a * timing["dsd_load"]
@@ -607,6 +608,10 @@ class Pe:
         elif call == Sys.LOG_FLUSH:
             self.engine.lines.append(LogLine(self.engine.now, (self.x, self.y), self.line))
             self.line = ""
+        elif call == Sys.SEED_RANDOM:
+            self.lfsr = first & 0xFFFFFFFF
+        elif call == Sys.RESET_COUNTER:
+            self.counter_zero = self.engine.now
         else:
             self.reroute(call, self.in_range(first, 24, "color"), second)
 
@@ -856,7 +861,7 @@ class ReferenceEngine(Engine):
             return wavelet.control or filt.min_idx <= wavelet.data >> 16 <= filt.max_idx
         if wavelet.control and filt.filter_control and filt.kind == FilterKind.COUNTER:
             return state.counter == filt.max_counter
-        tested = filt.count_control if wavelet.control else True
+        tested = filt.count_control or not wavelet.control
         if filt.kind == FilterKind.SPARSE_COUNTER and not state.limit(filt):
             return True
         return not tested or state.counter <= filt.max_counter
@@ -932,9 +937,8 @@ class ReferenceEngine(Engine):
             return
         passes = self.passes(state, wavelet)
         filt = state.route.filter
-        if filt is not None and filt.kind != FilterKind.RANGE:
-            if filt.count_control if wavelet.control else filt.count_data:
-                state.count(filt)
+        if filt is not None and filt.kind != FilterKind.RANGE and filt.counts(wavelet.control):
+            state.count(filt)
         if passes:
             ready = self.now + self.timing["ramp_in"]
             pe.inputs.setdefault(wavelet.color, deque()).append(

@@ -55,10 +55,11 @@ def result_of(op: V, a: int, b: int, c: int, carry: list[int]) -> int:
             return bits.count("1")
         return len(bits) - len(bits.lstrip("0") if op == V.CLZ else bits.rstrip("0"))
     if op in _MACS:
-        if op == V.FMACHS:
-            b, c = (numerics.convert(factor, T.F16, T.F32) for factor in (b, c))  # their product is exact
+        if op == V.FMACS:
+            return numerics.float_operation(Op.ADD, numerics.float_operation(Op.MUL, b, c, 32), a, 32)
+        product = numerics.to_number(b, 16) * numerics.to_number(c, 16)  # exact
         width = 16 if op == V.FMACH else 32
-        return numerics.float_operation(Op.ADD, numerics.float_operation(Op.MUL, b, c, width), a, width)
+        return numerics.to_bits(product + numerics.to_number(a, width), width)
     if op == V.FADDHS:
         total = numerics.to_number(a, 32) + numerics.to_number(b, 16)
         return numerics.to_bits(total, 32)

@@ -9,7 +9,7 @@ from openwafer.wafer.csl import ast, ir
 from openwafer.wafer.csl import types as ty
 from openwafer.wafer.csl.builtins.arguments import count
 from openwafer.wafer.csl.builtins.layout import color_of
-from openwafer.wafer.csl.comptime import VOID
+from openwafer.wafer.csl.comptime import VOID, Const
 from openwafer.wafer.csl.diagnostics import CslError
 from openwafer.wafer.csl.scope import Run, Value
 from openwafer.wafer.isa import Sys
@@ -74,7 +74,37 @@ def launch(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     return VOID
 
 
+def type_class(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 1)
+    kind = sema.type(frame, node.arguments[0])
+    if isinstance(kind, ty.Int):
+        name = "signed" if kind.signed else "unsigned"
+    elif kind in ty.NUMBERS:
+        name = "literal"
+    else:
+        names = {ty.Float: "float", ty.DsdType: "dsd", ty.DsrType: "dsr"}
+        name = next((name for group, name in names.items() if isinstance(kind, group)), "other")
+    return Const(ty.COMPTIME_STRING, name)
+
+
+def size_bytes(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 1)
+    kind = sema.type(frame, node.arguments[0])
+    size = ty.size_bytes(kind)
+    if size == 0:
+        raise CslError(node.span, f"{kind} has no size: it has no values at run time")
+    return Const(ty.COMPTIME_INT, size)
+
+
+def character(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 1)
+    return Const(ty.COMPTIME_STRING, chr(sema.integer(frame, node.arguments[0])))
+
+
 BUILTINS = {
+    "__type_class": type_class,
+    "__size_bytes": size_bytes,
+    "__character": character,
     "__sys": sys_,
     "__tsc": tsc,
     "__tsc_store": tsc_store,

@@ -42,7 +42,7 @@ enum {
 enum {
   UNBLOCK_CMD_STREAM, TEARDOWN_PENDING, TEARDOWN_EXIT, QUEUE_FLUSH, QUEUE_FLUSHED, QUEUE_FLUSH_EXIT, SET_INPUT_QUEUE,
   SET_OUTPUT_QUEUE, SET_ROUTE, SET_SWITCH_RX, SET_SWITCH_TX, SET_SWITCH_POSITION, INVALIDATE_SWITCHES, LOG_STRING,
-  LOG_VALUE, LOG_FLUSH
+  LOG_VALUE, LOG_FLUSH, SEED_RANDOM, RESET_COUNTER
 };
 
 enum {
@@ -209,6 +209,7 @@ typedef struct {
 
   int32_t num_slots, num_calls, calls_capacity, acting; /* acting: instruction to blame, -1: the one at pc */
   uint32_t lfsr;
+  uint64_t counter_zero; /* the cycle at which TSC is 0 */
   Call *calls;
   Operation *threads[NUM_THREADS], *iterators;
   uint64_t next_issue[NUM_THREADS];

@@ -178,7 +178,7 @@ static inline uint32_t result_of(int op, uint32_t a, uint32_t b, uint32_t c, uin
     case FSUBS: return bits_of_f32(f32_of(a) - f32_of(b));
     case FMULS: return bits_of_f32(f32_of(a) * f32_of(b));
     case FADDHS: return bits_of_f32((float)((double)f32_of(a) + f16_of(b)));
-    case FMACH: return float_operation(ADD, float_operation(MUL, b, c, 1), a, 1);
+    case FMACH: return bits_of_f16(f16_of(b) * f16_of(c) + f16_of(a)); /* products of halves are exact */
     case FMACHS: return bits_of_f32((float)f16_of(b) * (float)f16_of(c) + f32_of(a));
     case FMACS: return bits_of_f32(f32_of(b) * f32_of(c) + f32_of(a));
     case FMAXH: return larger(a, b, 1);

@@ -189,6 +189,8 @@ static void system_call(Sim *sim, Pe *pe, uint64_t now, int call, int64_t *a, in
       break;
     case LOG_STRING: case LOG_FLUSH: log_entry(sim, pe, now, call, first, 0); break;
     case LOG_VALUE: log_entry(sim, pe, now, call, first, (int)second); break;
+    case SEED_RANDOM: pe->lfsr = (uint32_t)first; break;
+    case RESET_COUNTER: pe->counter_zero = now; break;
     default: reroute(sim, pe, now, call, first, second);
   }
 }
@@ -419,7 +421,7 @@ static void run_main(Sim *sim, Pe *pe, uint64_t now, uint64_t until) {
         cost = (uint64_t)(op == IGET ? timing->load : timing->store);
         break;
       }
-      case TSC: r[a] = (int64_t)t; cost = (uint64_t)timing->timestamp; break;
+      case TSC: r[a] = (int64_t)(t - pe->counter_zero); cost = (uint64_t)timing->timestamp; break;
       case CFGRD: {
         r[a] = r[b] == 0xFFF0 ? pe->x : r[b] == 0xFFF1 ? pe->y : 0;
         cost = (uint64_t)timing->config;
@@ -435,7 +437,7 @@ static void run_main(Sim *sim, Pe *pe, uint64_t now, uint64_t until) {
       case ASSERT: if (!r[a]) { fault(sim, pe, t, FAULT_ASSERTION, k, 0, 0); return; } break;
       case RAND16: r[a] = random16(pe); break;
       case TSCST:
-        for (int i = 0; i < 3; i++) write_memory(sim, pe, t, r[a] + 2 * i, 2, t >> 16 * i);
+        for (int i = 0; i < 3; i++) write_memory(sim, pe, t, r[a] + 2 * i, 2, (t - pe->counter_zero) >> 16 * i);
         cost = (uint64_t)timing->timestamp;
         break;
       case DSRPRE: cost = (uint64_t)(a * timing->dsd_load); break;
