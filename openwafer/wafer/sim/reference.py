@@ -883,15 +883,25 @@ class ReferenceEngine(Engine):
                 raise SimulationError(
                     "NoRoute", f"color {color} leaves the rectangle to {out.name}", (pe.x, pe.y), self.now, None
                 )
-            color = self.swapped(state, color, out)
-            queue = self.pe(x, y).queues.get((OPPOSITE[out], color))
-            if queue is not None and len(queue) >= self.arch.router_queue_depth:
+            if not self.has_room(self.pe(x, y), color, OPPOSITE[out]):
                 return False
         return True
 
-    def swapped(self, state: RouteState, color: int, out: Port) -> int:
-        bit = 0 if out in (Port.EAST, Port.WEST) else 1
-        return color ^ (state.route.swap >> bit & 1)
+    def has_room(self, pe: Pe, color: int, port: int) -> bool:
+        """Whether a router can take a wavelet of a color that comes in at a port."""
+        queues = (pe.queues.get((port, own), ()) for own in self.receivers(pe, color, port))
+        return all(len(queue) < self.arch.router_queue_depth for queue in queues)
+
+    def receivers(self, pe: Pe, color: int, port: int) -> list[int]:
+        """The colors that take what comes in on `color`: with color swap the other of the pair, or both."""
+        found = []
+        for own in (color, color ^ 1):
+            state = pe.routes.get(own)
+            swap = state.route.swap if state is not None else 0
+            swaps = swap == 3 if port == Port.RAMP else swap >> (0 if port in (Port.EAST, Port.WEST) else 1) & 1
+            if own ^ swaps == color:
+                found.append(own)
+        return found or [color]
 
     def move(self, pe: Pe, state: RouteState, port: int, queue: deque[Wavelet], outs: list[Port]) -> None:
         wavelet = queue.popleft()
@@ -912,9 +922,10 @@ class ReferenceEngine(Engine):
             else:
                 dx, dy = _STEP[out]
                 other = self.pe(pe.x + dx, pe.y + dy)
-                color = self.swapped(state, wavelet.color, out)
-                target = other.queues.setdefault((OPPOSITE[out], color), deque())
-                target.append(Wavelet(sent, wavelet.control, color, self.now + self.timing["hop"], wavelet.advance))
+                ready = self.now + self.timing["hop"]
+                for color in self.receivers(other, wavelet.color, OPPOSITE[out]):
+                    target = other.queues.setdefault((OPPOSITE[out], color), deque())
+                    target.append(Wavelet(sent, wavelet.control, color, ready, wavelet.advance))
                 self.links[pe.y, pe.x, out] += 1
                 self.hops += 1
                 self.wake_router(other)
@@ -975,13 +986,12 @@ class ReferenceEngine(Engine):
                 queue = pe.outputs[number]
                 if not queue or queue[0].ready - 1 > self.now:
                     continue
-                color = queue[0].color
-                target = pe.queues.setdefault((Port.RAMP, color), deque())
-                if len(target) >= self.arch.router_queue_depth:
+                if not self.has_room(pe, queue[0].color, Port.RAMP):
                     continue
-                wavelet = queue.popleft()
-                wavelet.ready = self.now + 1
-                target.append(wavelet)
+                sent = queue.popleft()
+                for color in self.receivers(pe, sent.color, Port.RAMP):
+                    made = Wavelet(sent.data, sent.control, color, self.now + 1, sent.advance)
+                    pe.queues.setdefault((Port.RAMP, color), deque()).append(made)
                 self.wake_core(pe)
                 happened = True
                 break

@@ -178,6 +178,7 @@ API void ow_start(Sim *sim, const int32_t *program_of, const int32_t *routes_of)
       color->frozen = (uint8_t)r->teardown;
       color->ring = (uint8_t)r->ring;
       color->swap = (uint8_t)r->swap;
+      if (r->swap) pe->outside |= HAS_SWAPS;
       color->counter = r->filter == NO_FILTER ? 0 : (uint32_t)r->init_counter;
       for (int n = 0; n < 4; n++) {
         color->rx[n] = (uint8_t)r->rx[n], color->tx[n] = (uint8_t)r->tx[n];

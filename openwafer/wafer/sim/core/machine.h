@@ -17,6 +17,7 @@
 #define NO_ENTRY_POINT 31
 #define NO_COLOR 0xFF
 #define NO_RING 0xFF
+#define HAS_SWAPS 0x80 /* some color swaps: beside the ports off the fabric */
 #define ENDLESS 0x7FFF
 #define MAX_WIDTH 8
 #define ROUTER_RING 4 /* wavelets a bounded queue can hold: of a router's port, and between router and core */
@@ -193,7 +194,7 @@ typedef struct {
 
   _Alignas(64) uint32_t queued, arrived; /* colors with something in the router, for the core */
   uint32_t alert;                        /* colors that the router must look at: the others wait for news */
-  uint8_t outputs_mask, flushing, flushed, outside; /* outside: ports off the fabric */
+  uint8_t outputs_mask, flushing, flushed, outside; /* outside: ports off the fabric, and HAS_SWAPS */
   uint8_t iq_color[8], oq_color[8], output_head[8], output_len[8];
   struct Watch *watch; /* NULL: not watched */
   Launch *launches;

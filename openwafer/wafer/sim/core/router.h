@@ -58,15 +58,32 @@ static inline int ramp_has_room(const Sim *sim, const Pe *pe, Color *color, cons
   return color->input_len < color->depth || !to_core(pe, w) || !passes(color, w);
 }
 
-static inline int swapped(const Color *color, int out) {
-  if (!color->swap) return color->color;
-  return color->color ^ (color->swap >> (out == EAST || out == WEST ? 0 : 1) & 1);
+/* The colors, as bits, that take what comes in on `color` at a port: with color swap the other of the pair, or both. */
+static uint32_t swap_receivers(const Pe *pe, int color, int port) {
+  uint32_t found = 0;
+  for (int i = 0; i < 2; i++) {
+    int own = color ^ i;
+    const Color *state = pe->colors[own];
+    int swap = state ? state->swap : 0;
+    int swaps = port == RAMP ? swap == 3 : swap >> (port == EAST || port == WEST ? 0 : 1) & 1;
+    if ((own ^ swaps) == color) found |= (uint32_t)1 << own;
+  }
+  return found ? found : (uint32_t)1 << color;
+}
+
+static inline int port_has_room(const Sim *sim, const Pe *pe, int color, int port) {
+  const Color *state = pe->colors[color];
+  if (!(pe->outside & HAS_SWAPS)) return !state || state->len[port] < sim->router_depth;
+  for (uint32_t left = swap_receivers(pe, color, port); left; left &= left - 1) {
+    state = pe->colors[__builtin_ctz(left)];
+    if (state && state->len[port] >= sim->router_depth) return 0;
+  }
+  return 1;
 }
 
 /* Whether the neighbour's queue has room; there is a neighbour. */
 static inline int link_has_room(const Sim *sim, Pe *pe, const Color *color, int out) {
-  const Color *there = neighbour(sim, pe, out)->colors[swapped(color, out)];
-  return !there || there->len[OPPOSITE[out]] < sim->router_depth;
+  return port_has_room(sim, neighbour(sim, pe, out), color->color, OPPOSITE[out]);
 }
 
 static int has_room(Sim *sim, Pe *pe, Color *color, const Wavelet *w, uint32_t outs) {
@@ -160,7 +177,7 @@ static uint64_t decide_by_turns(Sim *sim, Pe *pe, const uint8_t *ports, uint32_t
 static uint64_t decide(Sim *sim, Pe *pe) {
   uint8_t ports[NUM_COLORS];
   uint64_t next = IDLE;
-  uint32_t colors = 0, wanted = pe->outside, meet = 0;
+  uint32_t colors = 0, wanted = pe->outside & ~HAS_SWAPS, meet = 0;
   int32_t before = sim->num_moves;
   for (uint32_t left = pe->queued & pe->alert; left; left &= left - 1) {
     int number = __builtin_ctz(left);
@@ -228,18 +245,26 @@ static void deliver(Sim *sim, Pe *pe, Color *color, const Wavelet *w) {
   if (pe->program) wake_core(sim, pe, made.ready);
 }
 
-static inline void enter(Sim *sim, Pe *pe, Color *color, int port, Wavelet w) {
+static inline void enter_color(Sim *sim, Pe *pe, Color *color, int port, Wavelet w) {
+  w.color = color->color;
   port_push(sim, color, port, w);
   color->occupied |= (uint8_t)(1u << port);
   pe->queued |= (uint32_t)1 << color->color;
   news(sim, pe, color->color, w.ready);
 }
 
+static inline void enter(Sim *sim, Pe *pe, int color, int port, Wavelet w) {
+  if (!(pe->outside & HAS_SWAPS)) {
+    enter_color(sim, pe, color_of(sim, pe, color), port, w);
+    return;
+  }
+  for (uint32_t left = swap_receivers(pe, color, port); left; left &= left - 1)
+    enter_color(sim, pe, color_of(sim, pe, __builtin_ctz(left)), port, w);
+}
+
 static inline void leave(Sim *sim, Pe *pe, Color *color, int out, const Wavelet *w, uint32_t data) {
-  Pe *other = neighbour(sim, pe, out);
-  int number = swapped(color, out);
-  Wavelet copy = {sim->now + (uint64_t)sim->timing.hop, data, w->control, w->advance, (uint8_t)number, 0};
-  enter(sim, other, color_of(sim, other, number), OPPOSITE[out], copy);
+  Wavelet copy = {sim->now + (uint64_t)sim->timing.hop, data, w->control, w->advance, 0, 0};
+  enter(sim, neighbour(sim, pe, out), color->color, OPPOSITE[out], copy);
   pe->links[out]++;
   sim->hops++;
 }
@@ -297,11 +322,10 @@ static inline int inject(Sim *sim, Pe *pe, uint64_t *next) {
       if (w.ready - 1 < *next) *next = w.ready - 1;
       continue;
     }
-    Color *color = color_of(sim, pe, w.color);
-    if (color->len[RAMP] >= sim->router_depth) continue;
+    if (!port_has_room(sim, pe, w.color, RAMP)) continue;
     output_drop(pe, number);
     w.ready = sim->now + 1;
-    enter(sim, pe, color, RAMP, w);
+    enter(sim, pe, w.color, RAMP, w);
     wake_core(sim, pe, sim->now + 1);
     *next = sim->now + 1;
     happened = 1;
