@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from dataclasses import dataclass
 from enum import Enum
@@ -126,6 +127,9 @@ class SdkRuntime:
             self._simulated_s += time.perf_counter() - started
             self._check_stop(stop, "the program never comes to rest")
         self._running = False
+        for wait in engine.waits():
+            if wait.thread == "router":
+                sys.stderr.write(f"note: PE ({wait.pe[0]}, {wait.pe[1]}): {wait.what}\n")
         dump_core(self.image, engine, self._folder)
         self.save_trace()
         lines = [f"@{line.cycle} P{line.pe[0]}.{line.pe[1]}: {line.text}" for line in engine.log()]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from openwafer.wafer.arch import ARCHITECTURES, MEMORY_BYTES, NUM_COLORS, Port
+from openwafer.wafer.arch import ARCHITECTURES, MEMORY_BYTES, NUM_COLORS
 from openwafer.wafer.image import Filter, Image, Location, Pop, Program, Route, Task
 from openwafer.wafer.isa import Completion, DsrFile, DsrLoad, Op, Sys, V, Vector
 from openwafer.wafer.sim.engine import (
@@ -27,6 +27,7 @@ from openwafer.wafer.sim.engine import (
     Stop,
     Wait,
     check_address,
+    gone_wait,
 )
 from openwafer.wafer.sim.numerics import formatted
 from openwafer.wafer.sim.reference import STACK_SLOTS
@@ -269,6 +270,8 @@ class CoreEngine(Engine):
         where = pe % self.width, pe // self.width
         if thread == 8:
             return Wait(where, "input", f"{b} wavelets of color {a} that nothing takes", None)
+        if thread == 9:
+            return gone_wait(where, a, what, b)
         name = "main" if thread < 0 else f"microthread {thread}"
         return Wait(where, name, _waits_for(what, a, b), self._place(pe, pc))
 
@@ -395,34 +398,32 @@ def _text(kind: int, a: int, b: int, c: int, program: Program | None) -> tuple[s
     if fault == 1:
         return "NoRoute", f"a wavelet of color {a} has no route"
     if fault == 2:
-        return "NoRoute", f"color {a} leaves the rectangle to {Port(b).name}"
-    if fault == 3:
         return "Collision", f"color {a} arrives from two sides at once"
-    if fault == 4:
+    if fault == 3:
         return "UnboundTask", f"a control wavelet of color {a} asks for control task {b}, none is bound"
-    if fault == 5:
+    if fault == 4:
         return "UnboundTask", f"task {a} is activated and no task has this id"
-    if fault == 6:
+    if fault == 5:
         return "BadAddress", f"{a} bytes at address {b}; memory is 0 to {MEMORY_BYTES - 1}"
-    if fault == 7:
+    if fault == 6:
         return "DivideByZero", "an integer is divided by zero"
-    if fault == 8:
+    if fault == 7:
         return "StackOverflow", f"calls need more than {STACK_SLOTS} slots"
-    if fault == 9:
+    if fault == 8:
         assert program is not None
         return "Assertion", program.messages[a]
-    if fault == 10:
+    if fault == 9:
         return out, f"task id {a}; ids are 0 to 31"
-    if fault == 11:
+    if fault == 10:
         return out, f"id {a}; ids are 0 to 31"
-    if fault == 12:
+    if fault == 11:
         return out, f"{_RANGES[c]} {a}; allowed are 0 to {b - 1}"
-    if fault == 13:
+    if fault == 12:
         return out, f"the DSR {DsrFile(a).name} {b} was never loaded"
-    if fault == 14:
+    if fault == 13:
         return out, f"output queue {a} has no color"
-    if fault == 16:
+    if fault == 15:
         return out, f"two operands take one wavelet of color {a}"
-    if fault == 17:
+    if fault == 16:
         return out, f"two operands take one element of FIFO {a}"
     return out, f"configuration register {a:#x} cannot be written here"

@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 
 from openwafer.base.errors import OpenwaferError
-from openwafer.wafer.arch import MEMORY_BYTES
+from openwafer.wafer.arch import MEMORY_BYTES, Port
 from openwafer.wafer.image import Image, Location
 
 
@@ -32,12 +32,21 @@ class Stop(StrEnum):
 
 @dataclass(frozen=True)
 class Wait:
-    """A thread that cannot go on: PE (x, y), thread ("main" or "microthread 3"), what it waits for, source place."""
+    """A thread that cannot go on: PE (x, y), thread ("main" or "microthread 3"), what it waits for, source place.
+
+    Wavelets that nothing takes stand as "input" (of a core) and "router" (off the rectangle).
+    """
 
     pe: tuple[int, int]
     thread: str
     what: str
     place: Location | None
+
+
+def gone_wait(pe: tuple[int, int], color: int, port: int, count: int) -> Wait:
+    """Wavelets that left the rectangle at a PE, to where no PE takes them."""
+    what = f"{count} wavelets of color {color} that left the rectangle to {Port(port).name}, where nothing takes them"
+    return Wait(pe, "router", what, None)
 
 
 @dataclass(frozen=True)

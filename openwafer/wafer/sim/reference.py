@@ -15,7 +15,17 @@ from openwafer.wafer.arch import ARCHITECTURES, MEMORY_BYTES, OPPOSITE, TEARDOWN
 from openwafer.wafer.image import Filter, FilterKind, Image, Location, Pop, Program, Route, TaskKind
 from openwafer.wafer.isa import Block, Kind, Op, Sys, T
 from openwafer.wafer.sim import numerics, registers
-from openwafer.wafer.sim.engine import Engine, Event, LogLine, SimulationError, Stats, Stop, Wait, check_address
+from openwafer.wafer.sim.engine import (
+    Engine,
+    Event,
+    LogLine,
+    SimulationError,
+    Stats,
+    Stop,
+    Wait,
+    check_address,
+    gone_wait,
+)
 from openwafer.wafer.sim.vector import Operation
 from openwafer.wafer.sim.watch import Watch
 
@@ -45,6 +55,8 @@ class RouteState:
     counter: int
     pending: bool = False
     ring: bool = False
+    gone: dict[Port, int] = field(default_factory=dict)
+    """Wavelets that left the rectangle, where no PE takes them."""
     laps: int = 0
     """How often a sparse counter filter went back to 0, 2 for more."""
     said: list[int] = field(default_factory=list)
@@ -56,7 +68,7 @@ class RouteState:
         base = route.positions[0] or (0, 0)
         said = [(p[0] != base[0]) | (p[1] != base[1]) << 1 if p is not None else 0 for p in route.positions]
         counter = route.filter.init_counter if route.filter else 0
-        return cls(route, list(route.positions), route.position, route.teardown, counter, False, route.ring, 0, said)
+        return cls(route, list(route.positions), route.position, route.teardown, counter, False, route.ring, said=said)
 
     def limit(self, filt: Filter) -> int:
         """Where the counter goes back to 0. A sparse counter has two limits, then none: 0."""
@@ -880,9 +892,7 @@ class ReferenceEngine(Engine):
             dx, dy = _STEP[out]
             x, y = pe.x + dx, pe.y + dy
             if not (0 <= x < self.width and 0 <= y < self.height):
-                raise SimulationError(
-                    "NoRoute", f"color {color} leaves the rectangle to {out.name}", (pe.x, pe.y), self.now, None
-                )
+                continue
             if not self.has_room(self.pe(x, y), color, OPPOSITE[out]):
                 return False
         return True
@@ -920,14 +930,17 @@ class ReferenceEngine(Engine):
             elif out == Port.RAMP:
                 self.deliver(pe, state, wavelet)
             else:
+                self.links[pe.y, pe.x, out] += 1
+                self.hops += 1
                 dx, dy = _STEP[out]
+                if not (0 <= pe.x + dx < self.width and 0 <= pe.y + dy < self.height):
+                    state.gone[out] = state.gone.get(out, 0) + 1
+                    continue
                 other = self.pe(pe.x + dx, pe.y + dy)
                 ready = self.now + self.timing["hop"]
                 for color in self.receivers(other, wavelet.color, OPPOSITE[out]):
                     target = other.queues.setdefault((OPPOSITE[out], color), deque())
                     target.append(Wavelet(sent, wavelet.control, color, ready, wavelet.advance))
-                self.links[pe.y, pe.x, out] += 1
-                self.hops += 1
                 self.wake_router(other)
         self.act(pe, state, command)
 
@@ -1023,7 +1036,15 @@ class ReferenceEngine(Engine):
                     found.append(
                         Wait((pe.x, pe.y), "input", f"{len(queue)} wavelets of color {color} that nothing takes", None)
                     )
-        return found
+        return found + self.gone()
+
+    def gone(self) -> list[Wait]:
+        return [
+            gone_wait((pe.x, pe.y), color, port, count)
+            for pe in self.pes
+            for color, state in sorted(pe.routes.items())
+            for port, count in sorted(state.gone.items())
+        ]
 
     def log(self) -> list[LogLine]:
         return sorted(self.lines, key=lambda line: (line.cycle, line.pe[1], line.pe[0]))

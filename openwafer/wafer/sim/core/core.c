@@ -391,7 +391,7 @@ API int64_t ow_events(Sim *sim, EventRow *rows, int64_t room) {
 
 API const LogEntry *ow_log(const Sim *sim) { return sim->log; }
 
-typedef struct { int32_t pe, thread, what, a, b, pc; } WaitRow; /* thread -1: main, 0 to 7, 8: an input's color in a */
+typedef struct { int32_t pe, thread, what, a, b, pc; } WaitRow; /* thread -1: main, 0 to 7, 8: an input's color in a, 9: that left */
 
 /* What cannot go on; at most `room` rows, the number of all of them. */
 API int64_t ow_waits(Sim *sim, WaitRow *rows, int64_t room) {
@@ -420,6 +420,14 @@ API int64_t ow_waits(Sim *sim, WaitRow *rows, int64_t room) {
       int color = __builtin_ctz(left);
       ROW(i, NUM_THREADS, 0, color, pe->colors[color]->input_len, -1);
     }
+  }
+  for (int32_t i = 0; i < sim->num_pes; i++) {
+    if (!(sim->pes[i].outside & ~HAS_SWAPS)) continue;
+    for (int color = 0; color < NUM_COLORS; color++)
+      for (int port = 0; port < RAMP; port++) {
+        const Color *state = sim->pes[i].colors[color];
+        if (state && state->gone[port]) ROW(i, NUM_THREADS + 1, port, color, state->gone[port], -1);
+      }
   }
   return found;
 }

@@ -54,7 +54,7 @@ enum {
 
 /* Run-time errors; core.py has the texts. */
 enum {
-  FAULT_NONE, FAULT_NO_ROUTE, FAULT_LEAVES, FAULT_COLLISION, FAULT_UNBOUND_CONTROL, FAULT_UNBOUND_TASK,
+  FAULT_NONE, FAULT_NO_ROUTE, FAULT_COLLISION, FAULT_UNBOUND_CONTROL, FAULT_UNBOUND_TASK,
   FAULT_BAD_ADDRESS, FAULT_DIVIDE, FAULT_STACK, FAULT_ASSERTION, FAULT_TASK_ID, FAULT_ID, FAULT_RANGE, FAULT_DSR,
   FAULT_NO_COLOR, FAULT_CONFIG, FAULT_ONE_WAVELET, FAULT_ONE_ELEMENT
 };
@@ -144,7 +144,9 @@ typedef struct {
   uint32_t counter;
   uint8_t rx[4], tx[4], first[HOST], head[HOST], len[HOST], input_head, input_len; /* first: of a port's ring */
   uint8_t valid, positions, position, frozen, pending, occupied, depth, color, swap;
-  uint8_t ring, num_rings, laps, said[4]; /* said: which half of a position is its own, bit 0 rx, bit 1 tx */
+  uint8_t ring, num_rings, laps;
+  uint8_t said[4];  /* which half of a position is its own: bit 0 rx, bit 1 tx */
+  uint32_t gone[4]; /* wavelets that left the rectangle at a side */
   Queue host_in, host_out;
 } Color;
 

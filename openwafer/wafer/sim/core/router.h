@@ -90,10 +90,7 @@ static int has_room(Sim *sim, Pe *pe, Color *color, const Wavelet *w, uint32_t o
   for (; outs; outs &= outs - 1) {
     int out = __builtin_ctz(outs);
     if (out == HOST) continue;
-    if (out != RAMP && pe->outside >> out & 1) {
-      fault_at(sim, pe, sim->now, FAULT_LEAVES, color->color, out, 0, -1);
-      return 0;
-    }
+    if (out != RAMP && pe->outside >> out & 1) continue; /* what leaves the rectangle is gone */
     if (!(out == RAMP ? ramp_has_room(sim, pe, color, w) : link_has_room(sim, pe, color, out))) return 0;
   }
   return 1;
@@ -264,7 +261,8 @@ static inline void enter(Sim *sim, Pe *pe, int color, int port, Wavelet w) {
 
 static inline void leave(Sim *sim, Pe *pe, Color *color, int out, const Wavelet *w, uint32_t data) {
   Wavelet copy = {sim->now + (uint64_t)sim->timing.hop, data, w->control, w->advance, 0, 0};
-  enter(sim, neighbour(sim, pe, out), color->color, OPPOSITE[out], copy);
+  if (pe->outside >> out & 1) color->gone[out]++;
+  else enter(sim, neighbour(sim, pe, out), color->color, OPPOSITE[out], copy);
   pe->links[out]++;
   sim->hops++;
 }
