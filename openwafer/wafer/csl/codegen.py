@@ -212,6 +212,13 @@ def _dsd_operands(node: ir.VectorOp) -> list[tuple[str, ir.Expr]]:
     return [(role, o.value) for role, o in operands if o is not None and o.kind == ir.OperandKind.DSD]
 
 
+def _is_built(expr: ir.Expr) -> bool:
+    """Whether a DSD is put together from constants; one that stands in memory is only loaded."""
+    while isinstance(expr, ir.DsdWith):
+        expr = expr.dsd
+    return isinstance(expr, ir.DsdValue)
+
+
 def _key(expr: ir.Expr) -> Any:
     """What tells whether two operands are one DSD; None: it is made anew each time."""
     if isinstance(expr, ir.GetLocal):
@@ -795,7 +802,7 @@ class _Function:
         index = self.value(node.index) if node.index is not None else None
         made = isa.Vector(
             node.op, dest, src0, src1, scalar, node.is_async, _completion(node.completion), node.microthread,
-            node.priority, index, sum((id(node), role) not in self.resident for role, _ in _dsd_operands(node)),
+            node.priority, index, sum(_is_built(e) and (id(node), r) not in self.resident for r, e in _dsd_operands(node)),
         )  # fmt: skip
         vectors = self.tables.vectors
         number = vectors.index(made) if made in vectors else len(vectors)
