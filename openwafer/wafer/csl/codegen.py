@@ -794,6 +794,11 @@ class _Function:
         assert operand.value is not None
         return isa.Operand(Kind[operand.kind.name], self.value(operand.value))
 
+    def built_dsds(self, node: ir.VectorOp) -> int:
+        """DSDs to be put together for an operation; the others stand in registers since before a loop, or in memory."""
+        operands = _dsd_operands(node)
+        return sum(_is_built(expr) and (id(node), role) not in self.resident for role, expr in operands)
+
     def fifo(self, fifo: ir.Fifo) -> int:
         return self.tables.fifos[fifo]
 
@@ -802,7 +807,7 @@ class _Function:
         index = self.value(node.index) if node.index is not None else None
         made = isa.Vector(
             node.op, dest, src0, src1, scalar, node.is_async, _completion(node.completion), node.microthread,
-            node.priority, index, sum(_is_built(e) and (id(node), r) not in self.resident for r, e in _dsd_operands(node)),
+            node.priority, index, self.built_dsds(node),
         )  # fmt: skip
         vectors = self.tables.vectors
         number = vectors.index(made) if made in vectors else len(vectors)

@@ -31,6 +31,7 @@ _TOKEN = re.compile(
   | (?P<float>(?:[0-9][0-9_]*\.[0-9][0-9_]*(?:[eE][+-]?[0-9]+)?|[0-9][0-9_]*[eE][+-]?[0-9]+))
   | (?P<integer>0[xX][0-9A-Fa-f_]+|0[bB][01_]+|0[oO][0-7_]+|[0-9][0-9_]*)
   | (?P<string>"(?:[^"\\\n]|\\.)*")
+  | (?P<character>'(?:[^'\\\n]|\\x[0-9A-Fa-f]{2}|\\.)')
   | (?P<symbol><<=|>>=|\.\.\.|<<|>>|==|!=|<=|>=|\+=|-=|\*=|/=|%=|&=|\|=|\^=|=>|->|\.\*
       |[-+*/%&|^~!=<>(){}\[\],.;:?])
     """,
@@ -75,6 +76,8 @@ def tokenize(source: Source, source_id: int, diagnostics: Diagnostics) -> list[T
             tokens.append(Token(BUILTIN, word[1:], start, at, word[1:]))
         elif kind == "string":
             tokens.append(Token(STRING, word, start, at, _unescape(word[1:-1], start + 1, report)))
+        elif kind == "character":
+            tokens.append(Token(INT, word, start, at, _byte(word, start, at, report)))
         else:
             if at < len(text) and (text[at].isalnum() or text[at] == "_"):
                 end = re.compile(r"\w*").match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]
@@ -110,6 +113,15 @@ def _integer(word: str, start: int, end: int, report) -> int:
     except ValueError:
         report(f'"{word}" is not a number', start, end)
         return 0
+
+
+def _byte(word: str, start: int, end: int, report) -> int:
+    """The number of a character literal."""
+    number = ord(_unescape(word[1:-1], start + 1, report))
+    if number > 0x7F and not word.startswith("'\\x"):
+        report(f"{word} is more than one byte in UTF-8", start, end)
+        return 0
+    return number
 
 
 def _unescape(body: str, start: int, report) -> str:

@@ -107,6 +107,7 @@ class Frame:
         out: statements so far; None: everything happens at compile time
         in_memory: locals whose address is taken
         result: type of the function, None outside of one
+        result_place: where a function puts a struct that it returns
     """
 
     instance: Instance
@@ -117,6 +118,7 @@ class Frame:
     loops: list[LoopMark] = field(default_factory=list)
     depth: int = 0
     name: str = ""
+    result_place: MemoryPlace | None = None
 
     def __post_init__(self) -> None:
         self.is_comptime = self.out is None

@@ -52,6 +52,7 @@ from openwafer.wafer.csl.scope import (
     Value,
 )  # fmt: skip
 from openwafer.wafer.csl.source import SourceError, Sources, read_source
+from openwafer.wafer.csl.tuples import filled, is_open, template
 from openwafer.wafer.csl.types import Type
 from openwafer.wafer.image import Location
 from openwafer.wafer.isa import Op, T
@@ -60,8 +61,8 @@ LIBRARY = Path(__file__).parents[1] / "lib"
 MAX_CALLS = 200
 RANGE = ty.Simple("range")
 NOT_YET = frozenset(
-    "dfilt get_sr get_symbol_id get_symbol_value get_tensor_ptr get_xdsr has_exported_tensors import_comptime_value "
-    "bind_rotating_tasks get_filter_id get_string_from_byte load_to_dsr_xdsr load_to_dsr_xdsr_sr set_active_prng "
+    "dfilt get_sr get_symbol_id get_symbol_value get_tensor_ptr get_xdsr "
+    "bind_rotating_tasks get_filter_id load_to_dsr_xdsr load_to_dsr_xdsr_sr set_active_prng "
     "set_control_task_table set_fifo_read_length set_fifo_write_length set_config_unchecked".split()
 )
 """Documented builtins that are refused; docs/csl.md lists them."""
@@ -91,6 +92,8 @@ class Compilation:
     offset: tuple[int, int] = (0, 0)
     sources: Sources = field(default_factory=Sources)
     files: dict[str, tuple[ast.File, dict[str, ast.Decl]]] = field(default_factory=dict)
+    exports: dict[str, tuple[str, bool]] | None = None
+    """What the layout exports: type and mutability by name; None before its end."""
 
     def __post_init__(self) -> None:
         self.diagnostics = Diagnostics(self.sources)
@@ -113,6 +116,7 @@ def analyze_layout(
     compilation.diagnostics.check()
     assert sema.placement is not None
     compilation.size = sema.placement.size
+    compilation.exports = sema.placement.exports
     return sema.placement, {name: str(const.value) for name, const in given.items()}
 
 
@@ -148,6 +152,7 @@ class Sema:
         self.fifos: dict[int, ir.Fifo] = {}
         self.num_strings = 0
         self.launch_color: int | None = None
+        self.unfinished: set[ir.Function] = set()
 
     # --- modules ----------------------------------------------------------------------------------------------------
 
@@ -629,18 +634,38 @@ class Sema:
             must = frame.is_comptime or (ty.is_comptime_only(kind) and kind != ty.ANYTYPE) or parameter.is_comptime
             value = self.value(frame.comptime() if must else frame, node, None if kind == ty.ANYTYPE else kind)
             kind = value.type if kind == ty.ANYTYPE else kind
-            if isinstance(value, Const):
+            if isinstance(value, Const) and not (is_open(value) and parameter.is_comptime):
                 scope[parameter.name] = value
             else:
                 scope[parameter.name] = LocalPlace(kind, ir.Local(parameter.name, self.slot_type(kind, node.span)))
             arguments.append((parameter, kind, value))
         result = self.type(inner, declaration.result) if declaration.result is not None else ty.VOID
-        if frame.is_comptime or (ty.is_comptime_only(result) and all(isinstance(v, Const) for _, _, v in arguments)):
+        known = all(isinstance(v, Const) and not is_open(v) for _, _, v in arguments)
+        if frame.is_comptime or (ty.is_comptime_only(result) and known):
             return self.run(frame, function, scope, result, span)
-        fixed = {p.name: v for p, k, v in arguments if isinstance(v, Const) and (_is_fixed(k) or p.is_comptime)}
-        target = self.lower(function, fixed, {p.name: k for p, k, _ in arguments if p.name not in fixed}, result)
-        passed = [self.runtime(v, span) for p, _, v in arguments if p.name not in fixed]
-        return Run(result, ir.Call(target, passed, self.place_of(span)))
+        fixed: dict[str, Const] = {}
+        passed: dict[str, Value] = {}
+        for parameter, kind, value in arguments:
+            if is_open(value):
+                assert isinstance(value, Const)
+                fixed[parameter.name] = template(value, parameter.name, passed)  # pyright: ignore[reportArgumentType]
+            elif isinstance(value, Const) and (_is_fixed(kind) or parameter.is_comptime):
+                fixed[parameter.name] = value
+            else:
+                passed[parameter.name] = value
+        kinds = {p.name: k for p, k, _ in arguments}
+        target = self.lower(function, fixed, {name: kinds.get(name, v.type) for name, v in passed.items()}, result)
+        slots = [self.runtime(value, span) for value in passed.values()]
+        made = Run(result, ir.Call(target, slots, self.place_of(span)))
+        return self.copied(frame, made, span) if isinstance(result, ty.Struct) else made
+
+    def copied(self, frame: Frame, value: Run, span: Span) -> Run:
+        """A struct in memory of its own."""
+        assert self.program is not None
+        variable = ir.Variable(f"{frame.name}.copy", ty.size_bytes(value.type), 2)
+        self.program.variables.append(variable)
+        self.store(frame, MemoryPlace(value.type, ir.Address(variable)), value, span)
+        return Run(value.type, ir.Address(variable))
 
     def run(self, frame: Frame, function: FunctionValue, scope: dict[str, Any], result: Type, span: Span) -> Const:
         """A call at compile time."""
@@ -667,6 +692,12 @@ class Sema:
         declaration = function.declaration
         key = (id(function.instance), declaration.name, tuple(fixed.items()), tuple(kinds.items()))
         known = self.functions.get(key)
+        if known is not None and known in self.unfinished and isinstance(result, ty.Struct):
+            raise CslError(
+                declaration.span,
+                "not supported yet: a recursive function that returns a struct",
+                "return through a pointer",
+            )
         if known is not None:
             return known
         scope: dict[str, Any] = dict(fixed)
@@ -676,19 +707,29 @@ class Sema:
         for name, kind in kinds.items():
             local = ir.Local(name, self.slot_type(kind, declaration.span))
             parameters.append(local)
-            scope[name] = LocalPlace(kind, local)
+            is_struct = isinstance(kind, ty.Struct)
+            scope[name] = MemoryPlace(kind, ir.GetLocal(local), 0, True) if is_struct else LocalPlace(kind, local)
+        for name, value in fixed.items():
+            if isinstance(value.value, StructValue):
+                scope[name] = filled(value, scope, lambda place: Run(place.type, ir.GetLocal(place.local)))
         lowered = ir.Function(
             declaration.name, parameters, self.slot_type(result, declaration.span), [], self.place_of(declaration.span)
         )
         self.functions[key] = lowered
+        self.unfinished.add(lowered)
         if self.program is not None:
             self.program.functions.append(lowered)
+            if isinstance(result, ty.Struct):
+                variable = ir.Variable(f"{declaration.name}.result", ty.size_bytes(result), 2)
+                self.program.variables.append(variable)
+                frame.result_place = MemoryPlace(result, ir.Address(variable))
         assert frame.out is not None and declaration.body is not None
         for name in kinds:
-            if name in names:
+            if name in names and isinstance(scope[name], LocalPlace):
                 self.to_memory(frame, name, scope)
         self.block(frame, declaration.body)
         lowered.body = frame.out
+        self.unfinished.discard(lowered)
         return lowered
 
     def to_memory(self, frame: Frame, name: str, scope: dict[str, Any]) -> None:
@@ -708,8 +749,10 @@ class Sema:
             return ir.Special.DSD
         own = ty.scalar(kind)
         if own is None:
-            if isinstance(kind, ty.Array | ty.Struct):
-                raise CslError(span, f"not supported yet: passing {kind} by value; pass a pointer to it")
+            if isinstance(kind, ty.Struct):
+                return T.U16  # its address
+            if isinstance(kind, ty.Array):
+                raise CslError(span, f"{kind} cannot be passed by value", "pass a pointer to it")
             raise CslError(span, f"a value of type {kind} does not exist at run time")
         return own
 
@@ -1100,8 +1143,22 @@ class Sema:
                 return self.struct(kind, made, node.span)
             return Const(ty.COMPTIME_STRUCT, made)
         if not isinstance(kind, ty.Struct):
-            raise CslError(node.span, "a struct with run-time fields needs a named type")
+            return self.open_struct(frame, fields, node.span)
         return self.runtime_struct(frame, kind, dict(fields), node.span)
+
+    def open_struct(self, frame: Frame, fields: list[tuple[str, Value]], span: Span) -> Const:
+        """An anonymous struct, its run-time fields each in a local; see tuples.py."""
+        assert frame.out is not None
+        held: list[tuple[str, Value]] = []
+        for name, value in fields:
+            if isinstance(value, Run) and isinstance(value.type, ty.Struct):
+                value = self.copied(frame, value, span)
+            elif isinstance(value, Run):
+                local = ir.Local(name, self.slot_type(value.type, span))
+                frame.out.append(ir.SetLocal(local, value.expr))
+                value = Run(value.type, ir.GetLocal(local))
+            held.append((name, value))
+        return Const(ty.COMPTIME_STRUCT, StructValue(tuple(held)))  # pyright: ignore[reportArgumentType]
 
     def runtime_struct(self, frame: Frame, kind: ty.Struct, fields: dict[str, Value], span: Span) -> Place:
         variable = ir.Variable(f"{frame.name}.literal", ty.size_bytes(kind), 2)
@@ -1127,7 +1184,7 @@ class Sema:
             fields = tuple((str(i), v) for i, v in enumerate(values))
             return Const(ty.COMPTIME_STRUCT, StructValue(fields))  # pyright: ignore[reportArgumentType]
         if not isinstance(kind, ty.Array):
-            raise CslError(node.span, "a list with run-time values needs an array type")
+            return self.open_struct(frame, [(str(i), v) for i, v in enumerate(values)], node.span)
         variable = ir.Variable(f"{frame.name}.literal", ty.size_bytes(kind), 4)
         assert self.program is not None
         self.program.variables.append(variable)
@@ -1530,6 +1587,9 @@ class Sema:
             if isinstance(value, Run):
                 frame.out.append(ir.Evaluate(value.expr))
             frame.out.append(ir.Return(None))
+        elif frame.result_place is not None:
+            self.store(frame, frame.result_place, value, node.span)
+            frame.out.append(ir.Return(frame.result_place.address))
         else:
             frame.out.append(ir.Return(self.runtime(value, node.span)))
 
@@ -1599,7 +1659,7 @@ def replace_out(frame: Frame) -> Frame:
     """The same frame with statements of its own, for code that runs under a condition."""
     if frame.out is None:
         return frame
-    return Frame(frame.instance, frame.scopes, [], frame.in_memory, frame.result, frame.loops, frame.depth, frame.name)
+    return replace(frame, out=[])
 
 
 def dsd_slots(dsd: ir.DsdValue) -> tuple[int, int, int]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from openwafer.wafer.csl.builtins import dsd, layout, modules, numeric, private, tasks, vector
+from openwafer.wafer.csl.builtins import dsd, json_values, layout, modules, numeric, private, tasks, vector
 
 BUILTINS: dict[str, Callable[..., Any]] = {
     **numeric.BUILTINS,
     **modules.BUILTINS,
+    **json_values.BUILTINS,
     **dsd.BUILTINS,
     **vector.BUILTINS,
     **tasks.BUILTINS,

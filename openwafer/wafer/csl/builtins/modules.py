@@ -76,4 +76,25 @@ def _symbol(sema: Any, found: Any, name: str, node: ast.BuiltinCall) -> ir.Symbo
     )
 
 
-BUILTINS = {"import_module": import_module, "export_name": export_name, "export_symbol": export_symbol}
+def get_string_from_byte(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 1)
+    byte = sema.integer(frame, node.arguments[0])
+    if not 0 <= byte <= 255:
+        raise CslError(node.arguments[0].span, f"{byte} is no byte (0 to 255)")
+    return Const(ty.COMPTIME_STRING, chr(byte))
+
+
+def has_exported_tensors(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 0)
+    if sema.compilation.exports is None:
+        raise CslError(node.span, "@has_exported_tensors belongs to the functions of a PE program")
+    return Const(ty.BOOL, any(kind.startswith(("[", "*")) for kind, _ in sema.compilation.exports.values()))
+
+
+BUILTINS = {
+    "import_module": import_module,
+    "export_name": export_name,
+    "export_symbol": export_symbol,
+    "get_string_from_byte": get_string_from_byte,
+    "has_exported_tensors": has_exported_tensors,
+}

@@ -96,15 +96,9 @@ def size_bytes(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value
     return Const(ty.COMPTIME_INT, size)
 
 
-def character(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
-    count(node, 1)
-    return Const(ty.COMPTIME_STRING, chr(sema.integer(frame, node.arguments[0])))
-
-
 BUILTINS = {
     "__type_class": type_class,
     "__size_bytes": size_bytes,
-    "__character": character,
     "__sys": sys_,
     "__tsc": tsc,
     "__tsc_store": tsc_store,
