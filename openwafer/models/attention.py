@@ -7,6 +7,7 @@ has all pairs of positions at once, and the bias of ALiBi takes no memory at all
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -159,12 +160,13 @@ def _masked(
     if mask.dtype == torch.bool:
         return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale, enable_gqa=grouped)
     # Autocast would round the bias of a CPU's kernel, which takes it in fp32; other devices want one dtype, laid out whole.
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    has_autocast = torch.amp.is_autocast_available(device)
+    if has_autocast and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if device != "cpu":
         mask = mask.to(query.dtype).contiguous()
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(device, enabled=False) if has_autocast else nullcontext():
         return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale, enable_gqa=grouped)
 
 

@@ -98,15 +98,17 @@ def read_by(
 
 
 def check_size(config: DecoderConfig, num_tensors: int, num_elements: int, source: str) -> None:
-    """Refuse a configuration that the file cannot hold, before anything is built from it.
+    """Refuse a configuration that the file cannot nearly hold, before anything is built from it.
 
     Raises:
-        CheckpointError: it asks for more layers than there are tensors, or more parameters than elements.
+        CheckpointError: it asks for more layers and experts than there are tensors, or for twice the elements.
     """
-    if config.num_layers > num_tensors or num_parameters(config) > num_elements:
+    experts = config.experts.num_experts if config.experts is not None else 1
+    if config.num_layers * experts > num_tensors or num_parameters(config) > 2 * num_elements:
         raise CheckpointError(
-            f"{source}: its configuration asks for {config.num_layers} layers and {num_parameters(config):,} parameters, "
-            f"its files hold {num_tensors} tensors with {num_elements:,} elements: the two do not belong together"
+            f"{source}: its configuration asks for {config.num_layers} layers and {num_parameters(config):,} "
+            f"parameters, its files hold {num_tensors} tensors with {num_elements:,} elements: the two do not belong "
+            "together"
         )
 
 

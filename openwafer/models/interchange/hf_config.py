@@ -7,6 +7,7 @@ Jais.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -71,8 +72,15 @@ class _Keys:
 
     def number(self, name: str, *default: Any) -> Any:
         value = self.take(name, *default)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if value is not None and not number:
             raise CheckpointError(f"{self._source}: {name} is {value!r}; it must be a number")
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.take(name, default)
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{self._source}: {name} is {value!r}; it must be true or false")
         return value
 
     def count(self, name: str, *default: Any) -> Any:
@@ -115,7 +123,7 @@ def from_hugging_face(value: Mapping[str, Any], source: str) -> tuple[DecoderCon
     keys.take("model_type")
     try:
         return KINDS[kind].read(keys)
-    except (ConfigError, TypeError, OverflowError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{source} does not describe a model: {error}") from error
 
 
@@ -130,6 +138,8 @@ def to_hugging_face(config: DecoderConfig, kind: str | None, notes: Mapping[str,
         ConfigError: the family cannot express the decoder.
     """
     kind = kind or kind_of(config)
+    if kind not in KINDS:
+        raise ConfigError(f"the model_type is {kind!r}; it must be one of {', '.join(KINDS)}")
     value = {"model_type": kind, **KINDS[kind].write(config, kind), **notes}
     again, _ = from_hugging_face(value, "config.json")
     lost = [name for name in _SHAPE if getattr(again, name) != getattr(config, name)]
@@ -189,7 +199,7 @@ def _read_btlm(keys: _Keys) -> tuple[DecoderConfig, dict[str, Any]]:
         base_ffn_size=keys.number("mup_base_filter_size", (ffn or 4 * hidden) * width),
         embeddings_scale=keys.number("mup_embeddings_scale", 1.0),
         output_alpha=keys.number("mup_output_alpha", 1.0),
-        scores_by_head_dim=keys.take("mup_scale_qk_dot_by_d", False),
+        scores_by_head_dim=keys.flag("mup_scale_qk_dot_by_d", False),
     )
     return _gpt2_shape(keys, positions, mup, keys.take("activation_function", "gelu"), hidden, ffn)
 
@@ -213,7 +223,7 @@ def _gpt2_shape(
         layer_norm_eps=keys.number("layer_norm_epsilon", 1e-5),
         activation=_ACTIVATIONS[activation],
         dropout=dropout,
-        tie_embeddings=keys.take("tie_word_embeddings", True),
+        tie_embeddings=keys.flag("tie_word_embeddings", True),
         mup=mup,
     )
     notes = {"summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"}
@@ -281,7 +291,7 @@ def _write_btlm(config: DecoderConfig, kind: str) -> dict[str, Any]:
 
 
 def _read_llama(keys: _Keys) -> tuple[DecoderConfig, dict[str, Any]]:
-    bias, mlp_bias = keys.take("attention_bias", False), keys.take("mlp_bias", False)
+    bias, mlp_bias = keys.flag("attention_bias", False), keys.flag("mlp_bias", False)
     keys.require("hidden_act", "silu", "swish")
     return _llama_shape(keys, 2048, 10000.0, bias, mlp_bias)
 
@@ -333,7 +343,7 @@ def _llama_shape(
         attention_out_bias=bias,
         mlp_bias=mlp_bias,
         dropout=keys.number("attention_dropout", 0.0),
-        tie_embeddings=keys.take("tie_word_embeddings", False),
+        tie_embeddings=keys.flag("tie_word_embeddings", False),
     )
     return config, keys.rest(_NOTES["llama"])
 

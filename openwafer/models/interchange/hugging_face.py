@@ -67,23 +67,26 @@ def read_folder(folder: Path) -> Checkpoint:
         CheckpointError: there is none, or it is damaged, unsafe or of an unknown kind.
     """
     if (folder / CONFIG_FILE).is_file():
-        config, notes = config_from_value(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE), {}
-        rules = [Rule((name,), (name,)) for name in _names(config)]
+        kind, notes = CONFIG_FILE, {}
+        config = config_from_value(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
     elif (folder / "config.json").is_file():
         value = read_json(folder / "config.json")
         config, notes = from_hugging_face(value, str(folder / "config.json"))
-        rules = list(_rules(config, value["model_type"]))
+        kind = value["model_type"]
     else:
         raise CheckpointError(f"{folder} has neither config.json (Hugging Face) nor {CONFIG_FILE} (ours)")
-    files = {name: folder / name for name in TRAVELS if (folder / name).is_file()}
-    files = {name: path for name, path in files.items() if path.stat().st_size <= FILE_BYTES_MOST}
+    with _opened(folder) as shards:
+        elements = sum(_elements(file, name) for name, file in shards.items())
+        check_size(config, len(shards), elements, str(folder))
+        rules = list(_rules(config, kind))
+        _check_names(folder, shards, rules)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         with _opened(folder) as shards:
             yield from _read(folder, shards, config, rules)
 
-    with _opened(folder) as shards:
-        _check_names(folder, shards, config, rules)
+    files = {name: folder / name for name in TRAVELS if (folder / name).is_file()}
+    files = {name: path for name, path in files.items() if path.stat().st_size <= FILE_BYTES_MOST}
     return Checkpoint(config, tensors, str(folder), files, notes)
 
 
@@ -125,7 +128,7 @@ def write_folder(
 def write_native(checkpoint: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None) -> None:
     """Write a new folder of ours (see `native.py`), whole or not at all. Raises as `write_folder`."""
     with new_folder(folder) as partial:
-        _write_tensors(checkpoint.tensors(), partial, len(_names(checkpoint.config)), dtype, SHARD_BYTES)
+        _write_tensors(checkpoint.tensors(), partial, len(parameter_shapes(checkpoint.config)), dtype, SHARD_BYTES)
         (partial / CONFIG_FILE).write_text(config_to_json(checkpoint.config))
         for name, content in checkpoint.files.items():
             _copy(content, partial / name)
@@ -201,16 +204,12 @@ def _no_weights(folder: Path) -> CheckpointError:
 
 
 def _rules(config: DecoderConfig, kind: str) -> Iterator[Rule]:
+    if kind == CONFIG_FILE:
+        return (Rule((name,), (name,)) for name in parameter_shapes(config))
     return gpt2_rules(config) if kind in ("gpt2", "btlm", "jais") else llama_rules(config)
 
 
-def _names(config: DecoderConfig) -> list[str]:
-    return list(parameter_shapes(config))
-
-
-def _check_names(folder: Path, shards: _Shards, config: DecoderConfig, rules: Iterable[Rule]) -> None:
-    elements = sum(_elements(file, name) for name, file in shards.items())
-    check_size(config, len(shards), elements, str(folder))
+def _check_names(folder: Path, shards: _Shards, rules: Iterable[Rule]) -> None:
     wanted = {name for rule in rules for name in rule.theirs}
     prefix = _prefix(shards)
     missing = sorted(name for name in wanted if prefix(name) not in shards)
