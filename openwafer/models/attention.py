@@ -1,8 +1,8 @@
 """Causal self-attention: grouped heads, rotary or linear-bias positions, a sliding window, packed documents.
 
-The kernel is `torch.nn.functional.scaled_dot_product_attention`. Where plain causal attention is not enough it is called
-for blocks of queries, each with the keys that it may see: the work of a window grows with the window, a mask never
-has all pairs of positions at once, and the bias of ALiBi takes no memory at all (see `_alibi_mask`).
+The kernel is `torch.nn.functional.scaled_dot_product_attention`. Where plain causal attention is not enough it is
+called for blocks of queries, each with the keys that it may see: the work of a window grows with the window, a mask
+never has all pairs of positions at once, and the bias of ALiBi takes no memory at all (see `_alibi_mask`).
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _masked(
     device = query.device.type
     if mask.dtype == torch.bool:
         return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale, enable_gqa=grouped)
-    # Autocast would round the bias of a CPU's kernel, which takes it in fp32; other devices want one dtype, laid out whole.
+    # A CPU's kernel takes the bias in fp32, which autocast would round; other devices want one dtype, laid out whole.
     has_autocast = torch.amp.is_autocast_available(device)
     if has_autocast and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)

@@ -117,7 +117,7 @@ class Experts:
     def __post_init__(self):
         if self.num_experts < 1 or not 1 <= self.top_k <= self.num_experts:
             raise ConfigError(
-                f"experts.top_k is {self.top_k} of experts.num_experts {self.num_experts}; it must be from 1 to num_experts"
+                f"experts.top_k is {self.top_k} of experts.num_experts {self.num_experts}; it must be from 1 to that"
             )
         if self.num_shared < 0 or self.balance_coefficient < 0 or self.null_probability < 0:
             raise ConfigError("experts: num_shared, balance_coefficient and null_probability must not be negative")

@@ -154,7 +154,8 @@ class Decoder(nn.Module):
             return
         if documents.shape != input_ids.shape:
             raise ConfigError(
-                f"documents have shape {list(documents.shape)}; they must have that of input_ids, {list(input_ids.shape)}"
+                f"documents have shape {list(documents.shape)}; they must have that of input_ids, "
+                f"{list(input_ids.shape)}"
             )
         if past is not None:
             raise ConfigError("documents are for packed rows in training; they cannot be given together with past")

@@ -92,7 +92,9 @@ def load_parameters(model: nn.Module, checkpoint: Checkpoint) -> None:
         with torch.no_grad():
             named.pop(name).copy_(tensor)
     if named:
-        raise CheckpointError(f"{checkpoint.source} lacks {len(named)} of the model's parameters, {next(iter(named))} first")
+        raise CheckpointError(
+            f"{checkpoint.source} lacks {len(named)} of the model's parameters, {next(iter(named))} first"
+        )
 
 
 def _run(folder: RunFolder) -> Checkpoint:

@@ -51,7 +51,9 @@ def reduced(name):
     config = FAMILIES[name]
     group = config.num_heads // config.num_kv_heads
     heads = max(4, group)
-    changes = dict(num_layers=2, num_heads=heads, num_kv_heads=heads // group, hidden_size=16 * heads, vocab_size=VOCABULARY)
+    changes = dict(
+        num_layers=2, num_heads=heads, num_kv_heads=heads // group, hidden_size=16 * heads, vocab_size=VOCABULARY
+    )
     changes |= dict(ffn_size=None, head_dim=None, max_positions=64)
     if config.window:
         changes["window"] = 10
@@ -137,7 +139,12 @@ def test_btlm_has_the_published_size_and_factors():
 
 def test_long_sequences_are_computed_in_blocks():
     """More tokens than a block of queries, for every kind of mask, against whole masks."""
-    for changes in ({}, {"window": 70}, {"positions": Rotary(), "window": 70}, {"positions": Rotary(), "window": 70, "sink_tokens": 5}):
+    for changes in (
+        {},
+        {"window": 70},
+        {"positions": Rotary(), "window": 70},
+        {"positions": Rotary(), "window": 70, "sink_tokens": 5},
+    ):
         config = BTLM_TINY.resized(num_layers=1, max_positions=600, **changes)
         model, ids = tiny(config), tokens(batch=1, time=600)
         whole = whole_masks(model, ids)
@@ -330,7 +337,7 @@ def test_bad_config(changes, message):
 def test_bad_parts():
     with pytest.raises(ConfigError, match=r"experts.top_k is 9 of experts.num_experts 8"):
         Experts(num_experts=8, top_k=9)
-    with pytest.raises(ConfigError, match="mup.base_hidden_size is 0"):
+    with pytest.raises(ConfigError, match=r"mup.base_hidden_size is 0"):
         MuP(base_hidden_size=0, base_ffn_size=1)
     with pytest.raises(ConfigError, match=r"positions.scaling.kind is 'ntk'"):
         RopeScaling(kind="ntk", factor=2.0)

@@ -12,17 +12,15 @@ from openwafer.cli import main
 from openwafer.models import Decoder, DecoderConfig
 from openwafer.models.interchange import Checkpoint, read_folder, write_native
 from openwafer.train.convert import load_parameters, open_checkpoint
-from tests.train.test_loop import make_config
+from openwafer.train.loop import fit
+from tests.train.test_loop import config, quiet, shards  # noqa: F401
 
 transformers = pytest.importorskip("transformers")
 
 
-def test_a_run_becomes_a_model_of_transformers(tmp_path, monkeypatch, capsys):
-    config = make_config(tmp_path)
-    from openwafer.train.loop import fit
-
-    fit(config)
-    run, out = config.run, tmp_path / "hf"
+def test_a_run_becomes_a_model_of_transformers(config, tmp_path, capsys):  # noqa: F811
+    run, out = config().run, tmp_path / "hf"
+    fit(config("model.dropout=0"), console=quiet())
     assert main(["convert", str(run), str(out), "--licence", "mit", "--data", "Noise."]) == 0
     shown = capsys.readouterr()
     assert shown.out.strip().endswith(str(out))
@@ -52,18 +50,18 @@ def test_mistakes_are_one_line(tmp_path, capsys):
 
 
 def test_parameters_go_into_a_model_made_in_a_store(tmp_path):
-    config = DecoderConfig(hidden_size=32, num_layers=2, num_heads=2, vocab_size=99, max_positions=16)
-    source = Decoder(config)
+    shape = DecoderConfig(hidden_size=32, num_layers=2, num_heads=2, vocab_size=99, max_positions=16)
+    source = Decoder(shape)
     named = dict(source.named_parameters())
-    write_native(Checkpoint(config, lambda: iter(named.items()), "a test"), tmp_path / "m")
+    write_native(Checkpoint(shape, lambda: iter(named.items()), "a test"), tmp_path / "m")
     with ow.init(tmp_path / "run") as store:
-        model = Decoder(config)
+        model = Decoder(shape)
         load_parameters(model, read_folder(tmp_path / "m"))
         job = ow.compile(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), store=store)
     assert all(torch.equal(value, named[name]) for name, value in job.named_parameters())
     job.close()
     with pytest.raises(CheckpointError, match=r"has wte.weight of shape \[99, 32\]; the model has \[98, 32\]"):
-        load_parameters(Decoder(config.resized(vocab_size=98)), read_folder(tmp_path / "m"))
+        load_parameters(Decoder(shape.resized(vocab_size=98)), read_folder(tmp_path / "m"))
 
 
 WIDE = """
@@ -71,13 +69,16 @@ import resource, sys, torch
 from pathlib import Path
 from openwafer.models import CEREBRAS_GPT
 from openwafer.models.interchange import Checkpoint, parameter_shapes, read_folder, write_folder, write_native
-config = CEREBRAS_GPT["13b"].resized(num_layers=1, hidden_size=2048, num_heads=16, ffn_size=None)
-shapes = parameter_shapes(config)
-write_native(Checkpoint(config, lambda: ((n, torch.full(s, 0.5)) for n, s in shapes.items()), ""), Path(sys.argv[1]) / "a")
+
+def make(num_layers, name):
+    config = CEREBRAS_GPT["13b"].resized(num_layers=num_layers, hidden_size=2048, num_heads=16, ffn_size=None)
+    shapes = parameter_shapes(config)
+    tensors = lambda: ((name, torch.full(shape, 0.5)) for name, shape in shapes.items())
+    write_native(Checkpoint(config, tensors, ""), Path(sys.argv[1]) / name)
+
+make(1, "a")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-config = CEREBRAS_GPT["13b"].resized(num_layers=6, hidden_size=2048, num_heads=16, ffn_size=None)
-shapes = parameter_shapes(config)
-write_native(Checkpoint(config, lambda: ((n, torch.full(s, 0.5)) for n, s in shapes.items()), ""), Path(sys.argv[1]) / "b")
+make(6, "b")
 write_folder(read_folder(Path(sys.argv[1]) / "b"), Path(sys.argv[1]) / "c")
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 """

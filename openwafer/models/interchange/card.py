@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from openwafer import __version__
 from openwafer.models.config import Alibi, DecoderConfig, Rotary, num_parameters
 
 _UNKNOWN = "Not stated."
@@ -47,7 +46,7 @@ def model_card(config: DecoderConfig, facts: CardFacts) -> str:
         ),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
-    return "---\n" + "\n".join(head) + f"\n---\n\n# {facts.name}\n\n{body}\n\nWritten by openwafer {__version__}.\n"
+    return "---\n" + "\n".join(head) + f"\n---\n\n# {facts.name}\n\n{body}\n\nWritten by openwafer.\n"
 
 
 def _architecture(config: DecoderConfig) -> str:

@@ -93,7 +93,9 @@ def read_by(
                     f"configuration asks for {list(shapes[name])}: the two do not belong together"
                 )
             if not tensor.is_floating_point():
-                raise CheckpointError(f"{source}: {', '.join(rule.theirs)} has dtype {tensor.dtype}; parameters are floats")
+                raise CheckpointError(
+                    f"{source}: {', '.join(rule.theirs)} has dtype {tensor.dtype}; parameters are floats"
+                )
             yield name, tensor
 
 

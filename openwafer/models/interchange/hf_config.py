@@ -205,15 +205,21 @@ def _read_btlm(keys: _Keys) -> tuple[DecoderConfig, dict[str, Any]]:
 
 
 def _gpt2_shape(
-    keys: _Keys, positions: Positions, mup: MuP | None, activation: str, hidden: int | None = None, ffn: int | None = None
+    keys: _Keys,
+    positions: Positions,
+    mup: MuP | None,
+    activation: str,
+    hidden: int | None = None,
+    ffn: int | None = None,
 ) -> tuple[DecoderConfig, dict[str, Any]]:
     if activation not in _ACTIVATIONS:
         raise ConfigError(f"activation_function is {activation!r}; {', '.join(_ACTIVATIONS)} are read")
     dropout = keys.number("resid_pdrop", 0.1)
-    keys.number("embd_pdrop", 0.1), keys.number("attn_pdrop", 0.1)
-    hidden = hidden or keys.count("n_embd", 768)
+    for other in ("embd_pdrop", "attn_pdrop"):
+        keys.number(other, 0.1)
+    width: int = hidden or keys.count("n_embd", 768)
     config = DecoderConfig(
-        hidden_size=hidden,
+        hidden_size=width,
         num_layers=keys.count("n_layer", 12),
         num_heads=keys.count("n_head", 12),
         ffn_size=ffn or keys.count("n_inner", None),

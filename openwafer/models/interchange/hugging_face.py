@@ -7,7 +7,7 @@ is refused. Tensors are read one at a time, and written as they come.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -247,15 +247,18 @@ def _read(folder: Path, shards: _Shards, config: DecoderConfig, rules: list[Rule
         slopes = read(_SLOPES).float().view(-1)
         ours = alibi_slopes(Alibi(), config.num_heads, 1, slopes.device)
         if slopes.shape != ours.shape or not torch.allclose(slopes, ours, rtol=1e-2):
-            raise CheckpointError(f"{folder}: its ALiBi slopes are not the published ones; trained slopes are not built")
-    embedding = next((rule for rule in rules if rule.ours == ("wte.weight",)), None)
-    if config.tie_embeddings and embedding is not None and "lm_head.weight" in shards:
-        if not torch.equal(read("lm_head.weight"), read(embedding.theirs[0])):
-            raise CheckpointError(
-                f"{folder}: config.json ties the output to the embedding, but lm_head.weight differs from it; "
-                "set tie_word_embeddings to false if that is meant"
-            )
+            raise CheckpointError(f"{folder}: its ALiBi slopes are not the published ones; trained ones are not built")
+    if config.tie_embeddings and "lm_head.weight" in shards and not _same_head(rules, read):
+        raise CheckpointError(
+            f"{folder}: config.json ties the output to the embedding, but lm_head.weight differs from it; "
+            "set tie_word_embeddings to false if that is meant"
+        )
     yield from read_by(rules, parameter_shapes(config), read, str(folder))
+
+
+def _same_head(rules: list[Rule], read: Callable[[str], Tensor]) -> bool:
+    embedding = next(rule for rule in rules if rule.ours == ("wte.weight",))
+    return torch.equal(read("lm_head.weight"), read(embedding.theirs[0]))
 
 
 # --- writing -------------------------------------------------------------------------------------------------------

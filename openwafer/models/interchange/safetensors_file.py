@@ -76,7 +76,7 @@ class SafetensorsFile:
         place = self.places[name]
         tensor = torch.empty(place.shape, dtype=place.dtype)
         if place.end > place.begin:
-            self._pread(memoryview(tensor.view(-1).view(torch.uint8).numpy()), self._data + place.begin)
+            self._pread(_bytes(tensor), self._data + place.begin)
         return tensor
 
     def close(self) -> None:
@@ -200,7 +200,7 @@ class SafetensorsWriter:
         begin = self._end()
         self._shards[-1][name] = Place(tensor.dtype, tuple(tensor.shape), begin, begin + tensor.nbytes)
         if tensor.nbytes:
-            self._write(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+            self._write(_bytes(tensor))
 
     def close(self) -> None:
         """Finish the files and write the index; a single file has none."""
@@ -242,6 +242,11 @@ class SafetensorsWriter:
     def _write(self, data: memoryview) -> None:
         while data:
             data = data[self._file.write(data) :]
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return tensor.view(-1).view(torch.uint8).numpy().data
 
 
 def shard_names(count: int) -> Iterator[str]:

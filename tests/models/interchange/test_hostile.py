@@ -119,7 +119,10 @@ def test_a_huge_header(folder, length):
         (b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}', "not understood"),
         (b'{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}', "not understood"),
         (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', "takes 8 bytes, but 4 are given"),
-        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', "begins at byte 4, the one before ends at 0"),
+        (
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+            "begins at byte 4, the one before ends at 0",
+        ),
         (
             b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},'
             b' "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
@@ -171,7 +174,7 @@ def test_a_path_in_the_index(folder, name):
     index = folder / "model.safetensors.index.json"
     weight_map = json.loads(index.read_text())["weight_map"]
     change(index, weight_map=weight_map | {"lm_head.weight": name})
-    with pytest.raises(CheckpointError, match="only the name of a .safetensors file in the same folder is followed"):
+    with pytest.raises(CheckpointError, match=r"only the name of a .safetensors file in the same folder is followed"):
         read_folder(folder)
 
 
@@ -180,17 +183,17 @@ def test_an_index_that_is_wrong(folder):
     weight_map = json.loads(index.read_text())["weight_map"]
     last = max(folder.glob("*.safetensors")).name
     change(index, weight_map=weight_map | {"model.embed_tokens.weight": last})
-    with pytest.raises(CheckpointError, match="embed_tokens.weight' is in model-.*; it is not"):
+    with pytest.raises(CheckpointError, match=r"embed_tokens.weight' is in model-.*; it is not"):
         read_folder(folder)
     change(index, weight_map={name: file for name, file in weight_map.items() if name != "model.norm.weight"})
-    with pytest.raises(CheckpointError, match="lacks 1 of 21 tensors, model.norm.weight for instance"):
+    with pytest.raises(CheckpointError, match=r"lacks 1 of 21 tensors, model.norm.weight for instance"):
         read_folder(folder)
     change(index, weight_map="gone")
     with pytest.raises(CheckpointError, match="has no weight_map"):
         read_folder(folder)
     first_shard(folder).unlink()
     change(index, weight_map=weight_map)
-    with pytest.raises(CheckpointError, match="cannot open .*No such file"):
+    with pytest.raises(CheckpointError, match=r"cannot open .*No such file"):
         read_folder(folder)
 
 
@@ -198,9 +201,15 @@ def test_an_index_that_is_wrong(folder):
     ("changes", "message"),
     [
         ({"num_hidden_layers": 10**9}, "asks for 1000000000 layers"),
-        ({"hidden_size": 10**8, "head_dim": None, "num_attention_heads": 1, "num_key_value_heads": 1}, "parameters, its files hold 21 tensors"),
+        (
+            {"hidden_size": 10**8, "head_dim": None, "num_attention_heads": 1, "num_key_value_heads": 1},
+            "parameters, its files hold 21 tensors",
+        ),
         ({"num_hidden_layers": 1}, "9 tensors that its config.json does not account for"),
-        ({"intermediate_size": 128}, r"make a layers.0.mlp.gate.weight of shape \[256, 64\]; the configuration asks for"),
+        (
+            {"intermediate_size": 128},
+            r"make a layers.0.mlp.gate.weight of shape \[256, 64\]; the configuration asks for",
+        ),
         ({"num_key_value_heads": 2}, "do not fit together: model.layers.0.self_attn.q_proj.weight"),
         ({"num_hidden_layers": -1}, "num_hidden_layers is -1; it must be a whole number above 0"),
         ({"num_hidden_layers": "2"}, "num_hidden_layers is '2'; it must be a number"),
@@ -230,7 +239,7 @@ def test_a_tied_head_that_differs(folder, tmp_path):
     (folder / "model.safetensors.index.json").unlink()
     save_file(tensors, folder / "model.safetensors")
     change(folder / "config.json", tie_word_embeddings=True)
-    with pytest.raises(CheckpointError, match="ties the output to the embedding, but lm_head.weight differs"):
+    with pytest.raises(CheckpointError, match=r"ties the output to the embedding, but lm_head.weight differs"):
         read(folder)
 
 
@@ -242,7 +251,7 @@ def test_integers_are_no_parameters(folder):
 
 
 def test_a_folder_that_is_none(tmp_path):
-    with pytest.raises(CheckpointError, match="has neither config.json"):
+    with pytest.raises(CheckpointError, match=r"has neither config.json"):
         read_folder(tmp_path)
 
 

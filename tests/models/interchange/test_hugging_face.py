@@ -88,7 +88,9 @@ def load(folder):
 
 
 def theirs(folder):
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, dtype=torch.float32
+    )
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     return model.eval()
 
@@ -223,7 +225,13 @@ def test_tokenizer_card_and_generation_config(tmp_path):
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "m").encode("b") == [1]
     assert transformers.GenerationConfig.from_pretrained(tmp_path / "m").eos_token_id == 1
     card = (tmp_path / "m" / "README.md").read_text()
-    for part in ("license: apache-2.0", "## Architecture", "Random numbers.", "## Intended use\n\nNot stated.", "Many."):
+    for part in (
+        "license: apache-2.0",
+        "## Architecture",
+        "Random numbers.",
+        "## Intended use\n\nNot stated.",
+        "Many.",
+    ):
         assert part in card
     write_folder(read_folder(tmp_path / "m"), tmp_path / "again")
     assert (tmp_path / "again" / "README.md").read_text() == card
