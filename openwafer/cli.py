@@ -67,12 +67,14 @@ examples:
 
 _CONVERT_EPILOG = """\
 what SOURCE is, is found out: a run, a Hugging Face folder (gpt2, btlm, jais, llama, mistral, mixtral; safetensors,
-never a pickle), or a folder of ours. OUT appears whole or not at all. One parameter is in memory at a time.
+never a pickle), a Cerebras checkpoint (.mdl), or a folder of ours. OUT appears whole or not at all. One parameter is in memory at a time.
 
 examples:
   openwafer convert runs/books books-hf --licence apache-2.0
   openwafer convert Cerebras-GPT-111M checkpoint --to openwafer
   openwafer convert checkpoint half --dtype bf16
+  openwafer convert model_dir/checkpoint_9037.mdl checkpoint --to openwafer
+  openwafer convert runs/books books.gguf --to gguf --dtype fp16
 """
 
 _VIEW_EPILOG = """\
@@ -210,7 +212,9 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     convert = _command(commands, "convert", "checkpoints of other programs, in and out", _CONVERT_EPILOG)
     convert.add_argument("source", type=Path, metavar="SOURCE", help="a run or a checkpoint")
     convert.add_argument("out", type=Path, metavar="OUT", help="what to write; must not exist yet")
-    convert.add_argument("--to", default="hf", metavar="FORMAT", help="hf or openwafer (default %(default)s)")
+    convert.add_argument(
+        "--to", default="hf", metavar="FORMAT", help="hf, openwafer, mdl or gguf (default %(default)s)"
+    )
     convert.add_argument("--kind", metavar="TYPE", help="Hugging Face's model_type (default: the one that fits)")
     convert.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="of the parameters (default: as they are)")
     for name, what in _CARD_FACTS.items():

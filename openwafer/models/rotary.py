@@ -29,8 +29,8 @@ def rotary_angles(
     Returns:
         Two of [..., T, dim / 2], fp32.
     """
-    frequencies, amplitude = _frequencies(rotary, dim, length, max_positions, positions.device)
-    angles = positions[..., None].float() * frequencies
+    turns, amplitude = frequencies(rotary, dim, length, max_positions, positions.device)
+    angles = positions[..., None].float() * turns
     return angles.cos() * amplitude, angles.sin() * amplitude
 
 
@@ -45,10 +45,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
 
 
-def _frequencies(
-    rotary: Rotary, dim: int, length: int, max_positions: int, device: torch.device
+def frequencies(
+    rotary: Rotary, dim: int, length: int, max_positions: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, float]:
-    """Radians per position [dim / 2], and what cosine and sine are multiplied by."""
+    """Radians per position [dim / 2], and what cosine and sine are multiplied by; arguments as of `rotary_angles`."""
     scaling, theta = rotary.scaling, rotary.theta
     if scaling is None:
         return _plain(theta, dim, device), 1.0
@@ -63,7 +63,7 @@ def _frequencies(
     return _yarn(theta, dim, scaling, original, device), _yarn_amplitude(scaling)
 
 
-def _plain(theta: float, dim: int, device: torch.device) -> Tensor:
+def _plain(theta: float, dim: int, device: torch.device | str) -> Tensor:
     return 1.0 / theta ** (torch.arange(0, dim, 2, device=device).float() / dim)
 
 
@@ -75,7 +75,7 @@ def _llama3(plain: Tensor, scaling: RopeScaling, original: int) -> Tensor:
     return (1 - share) * plain / scaling.factor + share * plain
 
 
-def _yarn(theta: float, dim: int, scaling: RopeScaling, original: int, device: torch.device) -> Tensor:
+def _yarn(theta: float, dim: int, scaling: RopeScaling, original: int, device: torch.device | str) -> Tensor:
     """Dimensions that turn often are left, those that turn rarely stretched. Source: arXiv 2309.00071, eq. 19 to 21."""
     plain = _plain(theta, dim, device)
 

@@ -14,12 +14,22 @@ from torch import Tensor, nn
 
 from openwafer.base.errors import CheckpointError, ConfigError
 from openwafer.models import num_parameters
-from openwafer.models.interchange import CardFacts, Checkpoint, read_folder, write_folder, write_native
+from openwafer.models.interchange import (
+    MDL_SIGNATURE,
+    CardFacts,
+    Checkpoint,
+    read_folder,
+    read_mdl,
+    write_folder,
+    write_gguf,
+    write_mdl,
+    write_native,
+)
 from openwafer.train.config import RunConfig
 from openwafer.train.folder import RunFolder
 from openwafer.train.loop import open_job
 
-FORMATS = ("hf", "openwafer")
+FORMATS = ("hf", "openwafer", "mdl", "gguf")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -58,13 +68,17 @@ def convert(
     dtype = None if options.dtype is None else DTYPES[options.dtype]
     if options.format == "openwafer":
         write_native(checkpoint, out, dtype=dtype)
+    elif options.format == "mdl":
+        write_mdl(checkpoint, out, dtype=dtype)
+    elif options.format == "gguf":
+        write_gguf(checkpoint, out, dtype=dtype)
     else:
         write_folder(checkpoint, out, kind=options.kind, dtype=dtype, facts=options.facts)
     return checkpoint
 
 
 def open_checkpoint(source: Path) -> Checkpoint:
-    """The checkpoint at a path: a run, or a folder of ours or of Hugging Face.
+    """The checkpoint at a path: a run, a folder of ours or of Hugging Face, or a Cerebras file.
 
     Raises:
         CheckpointError: there is none, or it is damaged, unsafe or of an unknown kind.
@@ -75,7 +89,12 @@ def open_checkpoint(source: Path) -> Checkpoint:
         return _run(RunFolder(source))
     if source.is_dir():
         return read_folder(source)
-    raise CheckpointError(f"{source} is a file of an unknown kind; give a run or a folder with config.json")
+    with source.open("rb") as file:
+        if file.read(len(MDL_SIGNATURE)) == MDL_SIGNATURE:
+            return read_mdl(source)
+    raise CheckpointError(
+        f"{source} is a file of an unknown kind; give a run, a folder with config.json or a Cerebras .mdl file"
+    )
 
 
 def load_parameters(model: nn.Module, checkpoint: Checkpoint) -> None:

@@ -43,7 +43,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     for arguments, message in (
         (["nowhere", "out"], "nowhere does not exist"),
         ([str(tmp_path), "out"], "has neither config.json"),
-        ([str(tmp_path), "out", "--to", "onnx"], "the format is 'onnx'; it must be one of hf, openwafer"),
+        ([str(tmp_path), "out", "--to", "onnx"], "the format is 'onnx'; it must be one of hf, openwafer, mdl, gguf"),
     ):
         assert main(["convert", *arguments]) == 2
         assert message in capsys.readouterr().err
