@@ -67,7 +67,8 @@ examples:
 
 _CONVERT_EPILOG = """\
 what SOURCE is, is found out: a run, a Hugging Face folder (gpt2, btlm, jais, llama, mistral, mixtral; safetensors,
-never a pickle), a Cerebras checkpoint (.mdl), or a folder of ours. OUT appears whole or not at all. One parameter is in memory at a time.
+never a pickle), a Cerebras checkpoint (.mdl), or a folder of ours. OUT appears whole or not at all. One parameter is
+in memory at a time.
 
 examples:
   openwafer convert runs/books books-hf --licence apache-2.0

@@ -56,10 +56,10 @@ def write_gguf(checkpoint: Checkpoint, path: Path, *, dtype: torch.dtype | None 
             for name, shape in _theirs(rules, shapes, config, architecture):
                 kind = matrix if len(shape) > 1 else torch.float32
                 count = math.prod(shape) * kind.itemsize
-                # A raw dtype says it all; the numpy one is only asked for where there is none.
-                stored = shape if kind != torch.bfloat16 else (*shape[:-1], shape[-1] * 2)
-                element = _numpy(torch.empty(0, dtype=kind)).dtype
-                writer.add_tensor_info(name, stored, element, count, _quantization(gguf, kind))
+                sample = _numpy(torch.empty((*shape[:-1], 1), dtype=kind))
+                # bfloat16 is announced in bytes, as which its memory is handed over.
+                stored = [*shape[:-1], shape[-1] * sample.shape[-1]]
+                writer.add_tensor_info(name, stored, sample.dtype, count, _quantization(gguf, kind))
                 order.append(name)
             writer.write_header_to_file(path=partial)
             writer.write_kv_data_to_file()
@@ -98,9 +98,9 @@ def _architecture(config: DecoderConfig) -> str:
     rms = config.norm == "rmsnorm" and config.activation == "swiglu" and config.mup is None
     bare = not (config.qkv_bias or config.attention_out_bias or config.mlp_bias)
     usual = config.experts is None or (config.experts.num_shared == 0 and config.experts.null_probability == 0)
-    if rms and bare and usual and isinstance(config.positions, Rotary) and not config.sink_tokens:
-        if config.positions.scaling is None or config.positions.scaling.kind != "dynamic":
-            return "llama"
+    fixed = isinstance(config.positions, Rotary) and getattr(config.positions.scaling, "kind", None) != "dynamic"
+    if rms and bare and usual and fixed and not config.sink_tokens:
+        return "llama"
     raise ConfigError(
         "llama.cpp has no architecture for this model; those of the Cerebras-GPT, BTLM, Jais, Llama, Mistral and "
         "Mixtral families are written"
@@ -190,11 +190,11 @@ def _experts(config: DecoderConfig, ours: str, theirs: str) -> Iterator[Rule]:
 
 def _theirs(
     rules: list[Rule], shapes: dict[str, torch.Size], config: DecoderConfig, architecture: str
-) -> Iterator[tuple[str, tuple[int, ...]]]:
+) -> Iterator[tuple[str, list[int]]]:
     """Name and shape of every tensor of the file, in the order of the parameters."""
     meta = ((name, torch.empty(shapes[name], device="meta")) for name in shapes)
     for name, tensor in _all(rules, meta, config, architecture):
-        yield name, tuple(tensor.shape)
+        yield name, list(tensor.shape)
 
 
 def _all(rules: list[Rule], tensors: Any, config: DecoderConfig, architecture: str) -> Iterator[tuple[str, Tensor]]:

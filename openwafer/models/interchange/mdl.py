@@ -1,8 +1,8 @@
 """Cerebras checkpoints (`.mdl`): one HDF5 file of format version 0.5, a dataset a tensor, a JSON a name.
 
 The file embeds the ModelZoo YAML it was trained with, so it alone is enough. Objects that are neither numbers, text nor
-tensors are pickles in this format: they are skipped, never loaded. Links out of the file are refused. Optimizer state is
-not read. Facts: the published wheel cerebras_appliance 2.10 (storage), ModelZoo 2.10 (names, `checkpoint_converters`).
+tensors are pickles in this format: they are skipped, never loaded. Links out of the file are refused. Optimizer state
+is not read. Facts: the published wheel cerebras_appliance 2.10 (storage), ModelZoo 2.10 (names, `checkpoint_converters`).
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def _dataset(path: Path, file: Any, name: str) -> Any:
     link = file.get(name, getlink=True)
     if link is None:
         raise CheckpointError(f"{path} lacks {name}: it is not whole, or its YAML belongs to another model")
-    dataset = file[name] if isinstance(link, h5py.HardLink) else None
+    dataset: Any = file[name] if isinstance(link, h5py.HardLink) else None
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
         raise CheckpointError(f"{path}: {name} lies outside of the file; only what is in it is read")
     return dataset

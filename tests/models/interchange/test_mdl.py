@@ -206,7 +206,7 @@ def test_an_unfinished_file(file):
         read_mdl(file)
     with h5py.File(file, "a") as opened:
         opened.attrs["__version__"] = 0.4
-    with pytest.raises(CheckpointError, match="format version 0.4"):
+    with pytest.raises(CheckpointError, match=r"format version 0.4"):
         read_mdl(file)
 
 
@@ -232,7 +232,7 @@ def test_mislabelled_tensors(file):
     name = "model.model.ln_f.weight"
     with h5py.File(file, "a") as opened:
         opened[name].attrs["dtypes"] = ["torch.bfloat16"]
-    with pytest.raises(CheckpointError, match="stored as torch.float32, but says that it is torch.bfloat16"):
+    with pytest.raises(CheckpointError, match=r"stored as torch.float32, but says that it is torch.bfloat16"):
         list(read_mdl(file).tensors())
     with h5py.File(file, "a") as opened:
         opened[name].attrs["dtypes"] = ["torch.complex64"]
