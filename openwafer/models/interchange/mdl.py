@@ -2,7 +2,7 @@
 
 The file embeds the ModelZoo YAML it was trained with, so it alone is enough. Objects that are neither numbers, text nor
 tensors are pickles in this format: they are skipped, never loaded. Links out of the file are refused. Optimizer state
-is not read. Facts: the published wheel cerebras_appliance 2.10 (storage), ModelZoo 2.10 (names, `checkpoint_converters`).
+is not read. Facts: the published wheel cerebras_appliance 2.10 (storage); ModelZoo 2.10 (names, converters).
 """
 
 from __future__ import annotations
