@@ -1,7 +1,7 @@
 """GGUF files, as llama.cpp reads them: written through the `gguf` package, a tensor at a time.
 
 llama.cpp's architectures are fixed programs. Cerebras-GPT becomes its `gpt2`, which computes GELU by its tanh
-approximation: logits differ by about 1e-3. BTLM and Jais become its `jais`, whose scores are divided by head_dim; the
+approximation: logits differ slightly. BTLM and Jais become its `jais`, whose scores are divided by head_dim; the
 other factors of muP are folded into the embedding and an output matrix of its own. Llama, Mistral and Mixtral become
 its `llama`, which knows no window: the context ends where the window does. Facts: llama.cpp's convert_hf_to_gguf.py.
 """
