@@ -14,7 +14,7 @@ PYTHON    ?= python3
 TORCH_PIP ?=
 BIN       := .venv/bin
 READY     := .venv/.ready
-EXTRAS    := dev,hf,keras,parquet,tensorboard
+EXTRAS    := dev,hf,keras,parquet,tensorboard,cerebras,gguf
 # Keras picks its backend when it is imported.
 export KERAS_BACKEND ?= torch
 

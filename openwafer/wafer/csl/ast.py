@@ -357,7 +357,10 @@ class Parameter(Node):
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionDecl(Node):
-    """`fn` or `task`. `linkage`: "export", "extern" or None; an extern function has no body."""
+    """`fn` or `task`. `linkage`: "export", "extern" or None; an extern function has no body.
+
+    is_inline: what is known of its arguments at a call is known in its body, and of its result.
+    """
 
     name: str
     is_task: bool
@@ -365,6 +368,7 @@ class FunctionDecl(Node):
     result: Expr | None
     body: Block | None
     linkage: str | None = None
+    is_inline: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,6 +64,18 @@ class Diagnostics:
     def num_errors(self) -> int:
         return sum(item.severity == "error" for item in self.items)
 
+    def mark(self) -> int:
+        """Where `rewind` goes back to."""
+        return len(self.items)
+
+    def rewind(self, mark: int) -> bool:
+        """Forgets what came since the mark; whether there was anything."""
+        for item in self.items[mark:]:
+            self._seen.discard((item.message, item.span))
+        found = len(self.items) > mark
+        del self.items[mark:]
+        return found
+
     def add(self, diagnostic: Diagnostic) -> None:
         """Keep one, once.
 

@@ -7,6 +7,8 @@ statement or declaration that holds it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from openwafer.wafer.csl import ast
 from openwafer.wafer.csl.ast import Span
 from openwafer.wafer.csl.diagnostics import CslError, Diagnostics
@@ -154,6 +156,9 @@ class _Parser:
                 return self.variable(token.start, linkage)
             if self.token.text in ("fn", "task") and self.token.kind == KEYWORD:
                 return self.function(token.start, linkage)
+            if token.text == "inline" and self.ahead().text == "fn":
+                self.take()
+                return replace(self.function(token.start, None), is_inline=True)
         raise self.unexpected("expected a declaration (param, const, var, fn, task, comptime or layout)")
 
     # param = "param" name [":" type] ["=" expression] ";"

@@ -7,6 +7,7 @@ parameters are equal; files are parsed once a compilation.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -279,6 +280,14 @@ class Sema:
             self.compilation.diagnostics.add(error.diagnostic)
         except RecursionError:
             raise CslError(None, "the program nests too deeply for the compiler") from None
+
+    def attempt(self, action: Callable[[], Const]) -> Const | None:
+        """What it gives at compile time; None, and nothing reported, if it cannot."""
+        made = None
+        mark = self.compilation.diagnostics.mark()
+        with contextlib.suppress(CslError):
+            made = action()
+        return None if self.compilation.diagnostics.rewind(mark) else made
 
     # --- names ------------------------------------------------------------------------------------------------------
 
@@ -643,13 +652,17 @@ class Sema:
         known = all(isinstance(v, Const) and not is_open(v) for _, _, v in arguments)
         if frame.is_comptime or (ty.is_comptime_only(result) and known):
             return self.run(frame, function, scope, result, span)
+        if declaration.is_inline and known and result != ty.VOID:
+            made = self.attempt(lambda: self.run(frame, function, scope, result, span))
+            if made is not None:
+                return made
         fixed: dict[str, Const] = {}
         passed: dict[str, Value] = {}
         for parameter, kind, value in arguments:
             if is_open(value):
                 assert isinstance(value, Const)
                 fixed[parameter.name] = template(value, parameter.name, passed)  # pyright: ignore[reportArgumentType]
-            elif isinstance(value, Const) and (_is_fixed(kind) or parameter.is_comptime):
+            elif isinstance(value, Const) and (_is_fixed(kind) or parameter.is_comptime or declaration.is_inline):
                 fixed[parameter.name] = value
             else:
                 passed[parameter.name] = value
