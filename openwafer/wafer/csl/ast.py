@@ -232,6 +232,14 @@ class Block(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabeledBlock(Node):
+    """`label: { ... }`, an expression; `break :label value` ends it."""
+
+    label: str
+    block: Block
+
+
+@dataclass(frozen=True, kw_only=True)
 class VarDecl(Node):
     """`const` or `var`, at top level or in a block. `linkage`: "export", "extern" or None."""
 
@@ -314,7 +322,10 @@ class Switch(Node):
 
 @dataclass(frozen=True, kw_only=True)
 class Break(Node):
+    """`value`: what a labelled block gives."""
+
     label: str | None = None
+    value: Expr | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,7 +397,7 @@ class File(Node):
 Expr = (
     IntLiteral | FloatLiteral | StringLiteral | BoolLiteral | Name | BuiltinCall | Call | Field | Dereference | Index
     | AddressOf | Unary | Binary | StructLiteral | TupleLiteral | AccessLambda | IfExpr | SwitchExpr | ComptimeExpr
-    | BlockExpr | PointerType | ArrayType | FunctionType | EnumType | StructType | Range
+    | BlockExpr | LabeledBlock | PointerType | ArrayType | FunctionType | EnumType | StructType | Range
 )  # fmt: skip
 Stmt = (
     Block | VarDecl | Assign | ExprStmt | If | While | For | Switch | Break | Continue | Return | ComptimeBlock

@@ -268,6 +268,8 @@ class _Parser:
         ):
             return self.block("of this block")
         label = None
+        if self.at_labeled_block():
+            return ast.ExprStmt(value=self.labeled_block(), span=self.span_from(start))
         if token.kind == NAME and self.ahead().text == ":" and self.ahead(2).kind == KEYWORD:
             label = self.take().text
             self.take()
@@ -305,15 +307,29 @@ class _Parser:
             self.expect(";", "after the statement")
         return node
 
-    # leave = "break" [":" name] | "continue" [":" name] | "return" [expression]
+    # labeled_block = name ":" block
+    def labeled_block(self) -> ast.LabeledBlock:
+        start = self.token.start
+        label = self.take().text
+        self.take()
+        block = self.block("of this block")
+        return ast.LabeledBlock(label=label, block=block, span=self.span_from(start))
+
+    def at_labeled_block(self) -> bool:
+        return self.token.kind == NAME and self.ahead().text == ":" and self.ahead(2).text == "{"
+
+    # leave = "break" [":" name [expression]] | "continue" [":" name] | "return" [expression]
     def leave(self) -> ast.Break | ast.Continue | ast.Return:
         token = self.take()
         if token.text == "return":
             value = None if self.is_(";") or self.is_(",") or self.is_("}") else self.expression()
             return ast.Return(value=value, span=self.span_from(token.start))
-        label = self.name("the label of a loop") if self.accept(":") else None
-        kind = ast.Break if token.text == "break" else ast.Continue
-        return kind(label=label, span=self.span_from(token.start))
+        label = self.name("the label of a loop or block") if self.accept(":") else None
+        if token.text == "continue":
+            return ast.Continue(label=label, span=self.span_from(token.start))
+        has_value = label is not None and not (self.is_(";") or self.is_(",") or self.is_("}"))
+        value = self.expression() if has_value else None
+        return ast.Break(label=label, value=value, span=self.span_from(token.start))
 
     # assignment = expression [("=" | "+=" | ...) expression]
     def assignment(self) -> ast.Assign | ast.ExprStmt:
@@ -539,6 +555,8 @@ class _Parser:
         token = self.token
         start = token.start
         span = Span(self.source_id, start, token.end)
+        if self.at_labeled_block():
+            return self.labeled_block()
         if token.kind == NAME:
             self.take()
             return ast.Name(text=token.text, span=span)

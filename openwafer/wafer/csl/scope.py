@@ -91,10 +91,15 @@ class RangeValue:
 
 @dataclass(eq=False)
 class LoopMark:
-    """A loop around the code at hand: its label, and its IR at run time."""
+    """A loop or labelled block around the code at hand: its label, and its IR at run time, where a block is a loop too.
+
+    values: what breaks gave a block so far, each with the statement that keeps it; None: a loop.
+    """
 
     label: str | None
     loop: ir.Loop | None
+    want: Type | None = None
+    values: list[tuple[Value, ast.Break, ir.SetLocal | None]] | None = None
 
 
 @dataclass(eq=False)
@@ -147,6 +152,6 @@ class Returned(Exception):
 class Left(Exception):
     """A break or continue at compile time."""
 
-    def __init__(self, mark: LoopMark, again: bool) -> None:
+    def __init__(self, mark: LoopMark, again: bool, value: Any = None) -> None:
         super().__init__()
-        self.mark, self.again = mark, again
+        self.mark, self.again, self.value = mark, again, value

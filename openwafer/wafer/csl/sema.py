@@ -34,6 +34,7 @@ from openwafer.wafer.csl.comptime import (
     to_float,
 )  # fmt: skip
 from openwafer.wafer.csl.diagnostics import CslError, Diagnostics, nearest
+from openwafer.wafer.csl.labels import labeled_block, leave_block
 from openwafer.wafer.csl.parser import parse_file
 from openwafer.wafer.csl.placement import Placement, TileCode
 from openwafer.wafer.csl.scope import (
@@ -1571,9 +1572,15 @@ class Sema:
 
     def leave_loop(self, frame: Frame, node: ast.Break | ast.Continue) -> None:
         word = "break" if isinstance(node, ast.Break) else "continue"
-        marks = [m for m in reversed(frame.loops) if node.label is None or m.label == node.label]
+        named = [m for m in reversed(frame.loops) if node.label in (None, m.label)]
+        marks = [m for m in named if m.values is None or (node.label is not None and isinstance(node, ast.Break))]
         if not marks:
-            raise CslError(node.span, f"{word} outside of a loop" if not node.label else f'no loop "{node.label}" here')
+            kind = "loop or block" if isinstance(node, ast.Break) else "loop"
+            missing = f'no {kind} "{node.label}" here' if node.label else f"{word} outside of a loop"
+            raise CslError(node.span, missing)
+        if isinstance(node, ast.Break) and (marks[0].values is not None or node.value is not None):
+            leave_block(self, frame, node, marks[0])
+            return
         loop = marks[0].loop
         if loop is None:
             if not frame.is_comptime:
@@ -1625,6 +1632,7 @@ _EXPRESSIONS: dict[type, Callable] = {
     ast.Unary: Sema.unary,
     ast.Binary: Sema.binary,
     ast.StructLiteral: Sema.struct_literal,
+    ast.LabeledBlock: labeled_block,
     ast.TupleLiteral: Sema.tuple_literal,
     ast.AccessLambda: Sema.access_lambda,
     ast.IfExpr: Sema.if_expr,
