@@ -99,3 +99,51 @@ def test_recursive_structs_are_refused(tmp_path):
     """
     with pytest.raises(CompileFailed, match="recursive function that returns a struct"):
         result(tmp_path, "wse2", text, 1)
+
+
+@ARCHITECTURES
+def test_unions(tmp_path, arch):
+    """One field at a time; in memory they lie over one another."""
+    text = """
+    const Word = union { whole: u32, number: f32, half: u16 };
+    const start = Word{ .number = 2.0 };
+    var kept = Word{ .whole = 0x40490fdb };
+    fn bits(w: Word) u32 { return w.whole; }
+    fn run(n: i32) void {
+      @comptime_assert(start.number == 2.0);
+      out[0] = @as(i32, kept.number * 100.0);
+      out[1] = @as(i32, kept.half);
+      kept = Word{ .number = @as(f32, n) };
+      out[2] = @bitcast(i32, bits(kept));
+      kept.half = 1;
+      out[3] = @bitcast(i32, kept.whole);
+      out[4] = @bitcast(i32, bits(start));
+      sys.unblock_cmd_stream();
+    }
+    """
+    five = int(np.float32(5).view(np.int32))
+    assert result(tmp_path, arch, text, 5) == [314, 0x0FDB, five, five + 1, 0x40000000]
+
+
+@pytest.mark.parametrize(
+    ("literal", "message"),
+    [("Word{ .a = 1, .b = 2.0 }", "takes one field, 2 are given"), ("Word{ .c = 1 }", 'has no field "c"')],
+)
+def test_unions_that_do_not_fit(tmp_path, literal, message):
+    text = f"const Word = union {{ a: u32, b: f32 }}; var w = {literal}; fn run(n: i32) void {{ out[0] = w.a; }}"
+    with pytest.raises(CompileFailed, match=message):
+        result(tmp_path, "wse2", text, 1)
+
+
+def test_values_of_enums(tmp_path):
+    """Members without a value take the least numbers that no other has."""
+    text = """
+    const A = enum(u16) { red, white = 1, blue };
+    const B = enum(u16) { red, white = 4, blue };
+    fn run(n: i32) void {
+      out[0] = @as(i32, A.blue);
+      out[1] = @as(i32, B.blue);
+      sys.unblock_cmd_stream();
+    }
+    """
+    assert result(tmp_path, "wse2", text, 2) == [2, 1]

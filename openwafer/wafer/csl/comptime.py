@@ -201,10 +201,10 @@ def encode(const: Const) -> tuple[bytes, dict[int, PointerValue]]:
             return scalar_bytes(kind.element, value.fill) * value.count, {}
         return _encode_many([Const(kind.element, value.at(i)) for i in range(value.count)], [size] * value.count)
     if isinstance(kind, ty.Struct):
-        parts = [Const(t, v.value) for (_, t), (_, v) in zip(kind.fields, value.fields, strict=True)]
+        types = dict(kind.fields)
         data, pointers = bytearray(ty.size_bytes(kind)), {}
-        for (name, _), part in zip(kind.fields, parts, strict=True):
-            own_bytes, own_pointers = encode(part)
+        for name, part in value.fields:
+            own_bytes, own_pointers = encode(Const(types[name], part.value))
             start = kind.offset(name)
             data[start : start + len(own_bytes)] = own_bytes
             pointers |= {start + at: p for at, p in own_pointers.items()}

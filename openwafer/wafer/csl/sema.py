@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -369,7 +370,8 @@ class Sema:
         if isinstance(kind, ty.Array):
             return Const(kind, ArrayValue(kind.count, None, self.zero(kind.element, span).value))
         if isinstance(kind, ty.Struct):
-            return Const(kind, StructValue(tuple((n, self.zero(t, span)) for n, t in kind.fields)))
+            fields = kind.fields[:1] if kind.is_union else kind.fields
+            return Const(kind, StructValue(tuple((n, self.zero(t, span)) for n, t in fields)))
         if isinstance(kind, ty.Float):
             return Const(kind, 0.0)
         if kind == ty.BOOL:
@@ -583,13 +585,23 @@ class Sema:
         for name in given.names:
             if name not in names:
                 raise CslError(span, f'{kind} has no field "{name}"{nearest(name, names)}')
+        self.check_variant(kind, given.names, span)
         fields = []
         for name, field_type in kind.fields:
             own = given.get(name)
+            if own is None and kind.is_union:
+                continue
             if own is None:
                 raise CslError(span, f'the field "{name}" of {kind} has no value')
             fields.append((name, self.coerce(own, field_type, span)))
         return Const(kind, StructValue(tuple(fields)))
+
+    def check_variant(self, kind: ty.Struct, names: Iterable[str], span: Span) -> None:
+        """A union has one field at a time."""
+        given = list(names)
+        if kind.is_union and len(given) != 1:
+            shown = ", ".join(name for name, _ in kind.fields)
+            raise CslError(span, f"a union takes one field, {len(given)} are given", f"its fields: {shown}")
 
     # --- expressions ------------------------------------------------------------------------------------------------
 
@@ -827,6 +839,8 @@ class Sema:
             return found
         if isinstance(known, StructValue):
             found = known.get(node.name)
+            if found is None and isinstance(base.type, ty.Struct) and node.name in dict(base.type.fields):
+                raise CslError(node.span, f'this union holds "{known.names[0]}", not "{node.name}"')
             if found is None:
                 raise CslError(node.span, f'the struct has no field "{node.name}"{nearest(node.name, known.names)}')
             return found
@@ -1178,7 +1192,10 @@ class Sema:
         variable = ir.Variable(f"{frame.name}.literal", ty.size_bytes(kind), 2)
         assert self.program is not None
         self.program.variables.append(variable)
+        self.check_variant(kind, fields, span)
         for name, field_type in kind.fields:
+            if kind.is_union and name not in fields:
+                continue
             if name not in fields:
                 raise CslError(span, f'the field "{name}" of {kind} has no value')
             self.store(frame, MemoryPlace(field_type, ir.Address(variable), kind.offset(name)), fields[name], span)
@@ -1233,17 +1250,16 @@ class Sema:
             base = self.type(frame, node.base) if node.base is not None else ty.U16
             if not isinstance(base, ty.Int):
                 raise CslError(node.span, f"an enum is made of integers, not of {base}")
-            members, following = [], 0
-            for name, value in node.members:
-                following = self.integer(frame, value) if value is not None else following
-                members.append((name, following))
-                following += 1
+            said = {name: self.integer(frame, value) for name, value in node.members if value is not None}
+            free = (number for number in itertools.count() if number not in said.values())
+            members = [(name, said[name] if name in said else next(free)) for name, _ in node.members]
             return Const(ty.TYPE, ty.Enum("enum", base, tuple(members), identity))
         assert isinstance(node, ast.StructType)
-        if node.kind not in ("struct", "extern struct"):
+        if node.kind.startswith("packed"):
             raise CslError(node.span, f"not supported yet: {node.kind}")
         fields = tuple((f.name, self.type(frame, f.type)) for f in node.fields)
-        return Const(ty.TYPE, ty.Struct("struct", fields, identity))
+        name = node.kind.split()[-1]
+        return Const(ty.TYPE, ty.Struct(name, fields, identity, name == "union"))
 
     def comptime_expr(self, frame: Frame, node: ast.ComptimeExpr, want: Type | None) -> Value:
         return self.constant(frame, node.operand, want)

@@ -129,11 +129,12 @@ class Enum:
 
 @dataclass(frozen=True)
 class Struct:
-    """`identity`: where it was written; offsets in declaration order, aligned to 2 bytes."""
+    """`identity`: where it was written. Fields lie in order, aligned to 2 bytes; those of a union all at 0."""
 
     name: str
     fields: tuple[tuple[str, Type], ...]
     identity: tuple
+    is_union: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -145,7 +146,7 @@ class Struct:
             at = align(at, min(2, max(1, size_bytes(kind))))
             if field == name:
                 return at
-            at += size_bytes(kind)
+            at += 0 if self.is_union else size_bytes(kind)
         raise KeyError(name)
 
 
@@ -218,6 +219,8 @@ def size_bytes(kind: Type) -> int:
         return SIZE_BYTES[own]
     if isinstance(kind, Array):
         return kind.count * size_bytes(kind.element)
+    if isinstance(kind, Struct) and kind.is_union:
+        return align(max((size_bytes(field) for _, field in kind.fields), default=0), 2)
     if isinstance(kind, Struct):
         at = 0
         for _, field in kind.fields:
