@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from openwafer.wafer.arch import ARCHITECTURES, NUM_COLORS
-from openwafer.wafer.csl.codegen import ResourceError, generate
-from openwafer.wafer.csl.diagnostics import CompileFailed, CslError, Diagnostic
-from openwafer.wafer.csl.ir import ColorConfig
-from openwafer.wafer.csl.placement import Placement
-from openwafer.wafer.csl.sema import Compilation, analyze_layout, analyze_program
+from openwafer.wafer.csl.codegen import generate
+from openwafer.wafer.csl.diagnostics import CslError
+from openwafer.wafer.csl.ir import ColorConfig, IrProgram
+from openwafer.wafer.csl.placement import Placement, TileCode
+from openwafer.wafer.csl.sema import Compilation, analyze_layout, analyze_program, too_deep
 from openwafer.wafer.image import Image, Program, Route
 
 
@@ -33,9 +33,12 @@ class Options:
 
 
 def compile_file(
-    path: Path, options: Options, progress: Callable[[int, int], None] = lambda done, total: None
+    path: Path,
+    options: Options,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[str], None] = lambda text: None,
 ) -> Image:
-    """The image of a root file.
+    """The image of a root file; `report` gets warnings and what @comptime_print says, if there are any.
 
     Raises:
         CompileFailed: the program has errors; the text shows them with their source lines.
@@ -43,16 +46,19 @@ def compile_file(
     collects = gc.isenabled()
     gc.disable()  # a compilation makes millions of small objects and no cycles worth a search
     try:
-        return _compile(path, options, progress)
+        return _compile(path, options, progress, report)
     finally:
         if collects:
             gc.enable()
 
 
-def _compile(path: Path, options: Options, progress: Callable[[int, int], None]) -> Image:
+def _compile(path: Path, options: Options, progress: Callable, report: Callable[[str], None]) -> Image:
     compilation = Compilation(ARCHITECTURES[options.arch], options.import_paths, options.max_iterations)
     compilation.fabric, compilation.offset = options.fabric or (0, 0), options.offset
-    return _reported(compilation, lambda: _laid_out(compilation, path, options, progress))
+    image = _reported(compilation, lambda: _laid_out(compilation, path, options, progress))
+    if compilation.diagnostics.items:
+        report(compilation.diagnostics.text())
+    return image
 
 
 def _laid_out(compilation: Compilation, path: Path, options: Options, progress: Callable[[int, int], None]) -> Image:
@@ -73,15 +79,11 @@ def _reported(compilation: Compilation, made: Callable[[], Image]) -> Image:
     try:
         return made()
     except RecursionError:
-        compilation.diagnostics.add(Diagnostic("the program nests too deeply for the compiler", None))
-        raise CompileFailed(compilation.diagnostics.text(), tuple(compilation.diagnostics.items)) from None
+        compilation.diagnostics.report(too_deep(None))
     except CslError as error:
-        compilation.diagnostics.add(error.diagnostic)
-        compilation.diagnostics.check()
-        raise
-    except ResourceError as error:
-        compilation.diagnostics.add(Diagnostic(str(error), None))
-        raise CompileFailed(compilation.diagnostics.text(), tuple(compilation.diagnostics.items)) from None
+        compilation.diagnostics.report(error)
+    compilation.diagnostics.check()
+    raise AssertionError("an error was not reported")
 
 
 def _image(
@@ -96,12 +98,17 @@ def _image(
     routes: list[dict[int, Route]] = []
     routes_of = np.zeros((height, width), np.int32)
     distinct = {id(tile): tile for tile in placement.tiles.values()}
+    failed: set[str] = set()
     for number, tile in enumerate(distinct.values()):
         progress(number, len(distinct))
-        made = analyze_program(compilation, tile)
+        made = None if tile.path in failed else _program(compilation, tile)
+        if made is None:
+            failed.add(tile.path)
+            continue
         number_of[id(tile)] = len(programs)
-        programs.append(generate(made))
-        local.append({color: placement.known.setdefault(c, c) for color, c in made.colors.items()})
+        programs.append(made[1])
+        local.append({color: placement.known.setdefault(c, c) for color, c in made[0].colors.items()})
+    compilation.diagnostics.check()
     for y in range(height):
         for x in range(width):
             tile = placement.tiles.get((x, y))
@@ -119,6 +126,18 @@ def _image(
         tuple(routes), routes_of, params, {name: str(value) for name, value in options.colors.items()},
         dict(placement.exports),
     )  # fmt: skip
+
+
+def _program(compilation: Compilation, tile: TileCode) -> tuple[IrProgram, Program] | None:
+    """One PE type; None: its errors are reported."""
+    before = compilation.diagnostics.num_errors
+    try:
+        made = analyze_program(compilation, tile)
+        if compilation.diagnostics.num_errors == before:
+            return made, generate(made)
+    except CslError as error:
+        compilation.diagnostics.report(error)
+    return None
 
 
 def _route(config: ColorConfig, color: int, pe: tuple[int, int]) -> Route | None:

@@ -32,7 +32,7 @@ from openwafer.wafer.csl.comptime import (
     scalar_bits,
     to_float,
 )  # fmt: skip
-from openwafer.wafer.csl.diagnostics import CslError, Diagnostics, nearest
+from openwafer.wafer.csl.diagnostics import Cascade, CslError, Diagnostics, nearest
 from openwafer.wafer.csl.parser import parse_file
 from openwafer.wafer.csl.placement import Placement, TileCode
 from openwafer.wafer.csl.scope import (
@@ -59,6 +59,8 @@ from openwafer.wafer.isa import Op, T
 LIBRARY = Path(__file__).parents[1] / "lib"
 MAX_CALLS = 200
 RANGE = ty.Simple("range")
+FAILED = object()
+"""What a name stands for whose declaration has an error."""
 NOT_YET = frozenset(
     "dfilt get_sr get_symbol_id get_symbol_value get_tensor_ptr get_xdsr has_exported_tensors import_comptime_value "
     "bind_rotating_tasks get_filter_id get_string_from_byte load_to_dsr_xdsr load_to_dsr_xdsr_sr rpc set_active_prng "
@@ -93,6 +95,8 @@ class Compilation:
     offset: tuple[int, int] = (0, 0)
     sources: Sources = field(default_factory=Sources)
     files: dict[str, tuple[ast.File, dict[str, ast.Decl]]] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+    """Files that do not parse."""
 
     def __post_init__(self) -> None:
         self.diagnostics = Diagnostics(self.sources)
@@ -124,7 +128,6 @@ def analyze_program(compilation: Compilation, tile: TileCode) -> ir.IrProgram:
     instance = sema.instance(tile.path, dict(tile.params), None)
     sema.start(instance)
     sema.finish()
-    compilation.diagnostics.check()
     assert sema.program is not None
     return sema.program
 
@@ -162,11 +165,14 @@ class Sema:
         known = self.compilation.files.get(path)
         if known is not None:
             return known
+        if path in self.compilation.broken:
+            raise Cascade
         try:
             source = read_source(Path(path), _shown(path))
         except SourceError as error:
             raise CslError(span, str(error)) from None
         diagnostics = self.compilation.diagnostics
+        before = diagnostics.num_errors
         file = parse_file(source, self.compilation.sources.add(source), diagnostics)
         declarations: dict[str, ast.Decl] = {}
         for declaration in file.declarations:
@@ -178,7 +184,9 @@ class Sema:
                 error = CslError(declaration.span, f'"{name}" is declared twice', ("the first is here", first))
                 diagnostics.add(error.diagnostic)
             declarations[name] = declaration
-        diagnostics.check()
+        if diagnostics.num_errors > before:
+            self.compilation.broken.add(path)
+            raise Cascade
         self.compilation.files[path] = file, declarations
         return file, declarations
 
@@ -267,19 +275,21 @@ class Sema:
             self.guarded(action)
         self.later.clear()
 
-    def guarded(self, action: Callable[[], object]) -> None:
+    def guarded(self, action: Callable[[], object], span: Span | None = None) -> None:
         """Do it; a mistake in it is reported and the rest goes on."""
         try:
             action()
         except CslError as error:
-            self.compilation.diagnostics.add(error.diagnostic)
+            self.compilation.diagnostics.report(error)
         except RecursionError:
-            raise CslError(None, "the program nests too deeply for the compiler") from None
+            self.compilation.diagnostics.report(too_deep(span))
 
     # --- names ------------------------------------------------------------------------------------------------------
 
     def name(self, frame: Frame, node: ast.Name) -> Value | Place:
         found = frame.lookup(node.text)
+        if found is FAILED:
+            raise Cascade
         if found is None:
             found = self.global_name(frame.instance, node.text, node.span)
         if found is None:
@@ -372,7 +382,7 @@ class Sema:
         alignment = 4 if size >= 4 else 2
         if declaration.align is not None:
             alignment = self.integer(frame, declaration.align) * 2
-        variable = ir.Variable(name, size, alignment)
+        variable = ir.Variable(name, size, alignment, span=declaration.span)
         if value is not None:
             self.fill(variable, replace(value, type=kind), declaration.span)
         place = MemoryPlace(
@@ -679,8 +689,9 @@ class Sema:
             parameters.append(local)
             scope[name] = LocalPlace(kind, local)
         lowered = ir.Function(
-            declaration.name, parameters, self.slot_type(result, declaration.span), [], self.place_of(declaration.span)
-        )
+            declaration.name, parameters, self.slot_type(result, declaration.span), [],
+            self.place_of(declaration.span), declaration.span,
+        )  # fmt: skip
         self.functions[key] = lowered
         if self.program is not None:
             self.program.functions.append(lowered)
@@ -1192,10 +1203,11 @@ class Sema:
             frame.scopes.pop()
 
     def statement(self, frame: Frame, node: ast.Stmt) -> None:
-        if frame.is_comptime:
+        """A mistake in it is reported here; not where later values come from it: in a function at compile time."""
+        if frame.is_comptime and (frame.result is not None or isinstance(node, ast.Assign)):
             self._statement(frame, node)
             return
-        self.guarded(lambda: self._statement(frame, node))
+        self.guarded(lambda: self._statement(frame, node), node.span)
 
     def _statement(self, frame: Frame, node: ast.Stmt) -> None:
         handler = _STATEMENTS.get(type(node))
@@ -1204,6 +1216,13 @@ class Sema:
         handler(self, frame, node)
 
     def local(self, frame: Frame, node: ast.VarDecl) -> None:
+        try:
+            self.declare_local(frame, node)
+        except CslError:
+            frame.scopes[-1][node.name] = FAILED
+            raise
+
+    def declare_local(self, frame: Frame, node: ast.VarDecl) -> None:
         kind = self.type(frame, node.type) if node.type is not None else None
         scope = frame.scopes[-1]
         if frame.is_comptime or node.is_comptime:
@@ -1578,6 +1597,11 @@ _STATEMENTS: dict[type, Callable] = {
     ast.Return: Sema.return_stmt,
     ast.ComptimeBlock: Sema.comptime_block,
 }
+
+
+def too_deep(span: Span | None) -> CslError:
+    """The compiler's own limit."""
+    return CslError(span, "the program nests too deeply for the compiler", "split the expression, or recurse less")
 
 
 def offset_by(address: ir.Expr, offset: int) -> ir.Expr:
