@@ -48,7 +48,7 @@ MISTAKES = [
      "comptime { @bind_local_task(t, @get_local_task_id(9)); @bind_local_task(u, @get_local_task_id(9)); }",
      "id 9 is bound twice"),
     ("var big = @zeros([40000]f32);\nfn run() void { big[0] = 1.0; }\ncomptime { @export_symbol(run); }",
-     r"needs \d+ bytes of memory, a PE has 49152.*big 160000"),
+     r"needs [\d,]+ bytes of memory, a PE has 49,152(.|\n)*big takes 160,000"),
 ]  # fmt: skip
 
 

@@ -15,6 +15,8 @@ from openwafer.wafer.csl.ast import Span
 from openwafer.wafer.csl.source import Sources
 
 MAX_ERRORS = 20
+MAX_LISTED = 12
+"""How many names a message lists when none of them is near."""
 _TAB = "    "
 
 
@@ -138,6 +140,13 @@ def _pointed(kind: str, message: str, span: Span | None, sources: Sources) -> li
         "  " + text.replace("\t", _TAB),
         "  " + " " * len(before) + caret,
     ]
+
+
+def among(name: str, known: Iterable[str]) -> str:
+    """The nearest of a few names, or all of them."""
+    names = list(known)
+    close = nearest(name, names)
+    return close or (f"; there are {', '.join(names)}" if 0 < len(names) <= MAX_LISTED else "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

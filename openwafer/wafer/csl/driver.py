@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +109,7 @@ def _image(
         programs.append(made[1])
         local.append({color: placement.known.setdefault(c, c) for color, c in made[0].colors.items()})
     compilation.diagnostics.check()
+    plain = _plain([*placement.colors.values(), *local])
     for y in range(height):
         for x in range(width):
             tile = placement.tiles.get((x, y))
@@ -116,7 +117,7 @@ def _image(
                 program_of[y, x] = number_of[id(tile)]
             own = local[program_of[y, x]] if tile is not None else {}
             merged = sorted({**own, **placement.colors.get((x, y), {})}.items())
-            key = tuple((color, id(config)) for color, config in merged)
+            key = tuple((color, plain[id(config)]) for color, config in merged)
             if key not in tables:
                 tables[key] = len(routes)
                 routes.append({color: route for color, c in merged if (route := _route(c, color, (x, y))) is not None})
@@ -126,6 +127,17 @@ def _image(
         tuple(routes), routes_of, params, {name: str(value) for name, value in options.colors.items()},
         dict(placement.exports),
     )  # fmt: skip
+
+
+def _plain(tables: Iterable[dict[int, ColorConfig]]) -> dict[int, int]:
+    """id of each configuration -> id of the first that is equal but for its place in the source."""
+    first: dict[ColorConfig, int] = {}
+    found: dict[int, int] = {}
+    for table in tables:
+        for config in table.values():
+            if id(config) not in found:
+                found[id(config)] = first.setdefault(replace(config, span=None), id(config))
+    return found
 
 
 def _program(compilation: Compilation, tile: TileCode) -> tuple[IrProgram, Program] | None:
@@ -146,7 +158,7 @@ def _route(config: ColorConfig, color: int, pe: tuple[int, int]) -> Route | None
     for position in config.positions:
         if position is not None and bool(position[0]) != bool(position[1]):
             side = "rx" if not position[0] else "tx"
-            raise CslError(None, f"color {color} of PE {pe} has a route without {side}")
+            raise CslError(config.span, f"color {color} of PE {pe} has a route without {side}")
     if not config.positions[0] or config.positions[0] == (0, 0):
         return None
     return Route(

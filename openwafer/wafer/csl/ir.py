@@ -535,6 +535,7 @@ class ColorConfig:
     filter: Filter | None = None
     teardown: bool = False
     swap: int = 0
+    span: Span | None = None
 
 
 @dataclass(eq=False)

@@ -148,10 +148,15 @@ class Sema:
         self.instances: dict[tuple, Instance] = {}
         self.functions: dict[tuple, ir.Function] = {}
         self.bindings: dict[tuple[int, str], tuple[Any, int, Span]] = {}
+        self.spans: dict[tuple[Any, Any], Span] = {}
+        """Where something was said that may be said only once."""
         self.later: list[Callable[[], None]] = []
         self.handlers: dict[tuple[str, int], ir.Function] = {}
         self.fifos: dict[int, ir.Fifo] = {}
         self.num_strings = 0
+
+    def shown(self, path: str) -> str:
+        return _shown(path)
 
     # --- modules ----------------------------------------------------------------------------------------------------
 
