@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openwafer.base.errors import OpenwaferError
 from openwafer.wafer.csl.ast import Span
@@ -44,6 +44,10 @@ class CslError(Exception):
         super().__init__(message)
         pairs = tuple((note, None) if isinstance(note, str) else note for note in notes)
         self.diagnostic = Diagnostic(message, span, pairs)
+
+    def note(self, text: str, span: Span | None) -> None:
+        """Add what the place that raises does not know."""
+        self.diagnostic = replace(self.diagnostic, notes=(*self.diagnostic.notes, (text, span)))
 
 
 class Cascade(CslError):

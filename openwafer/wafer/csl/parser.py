@@ -236,6 +236,7 @@ class _Parser:
             if not self.accept(","):
                 break
         self.expect(")", "after the parameters")
+        self.unique([(p.name, p.span) for p in parameters], "parameter")
         if self.is_("->"):
             hint = "the type of the result follows the parameters without an arrow"
             self.report(self.unexpected("expected a type", hint=hint))
@@ -250,6 +251,14 @@ class _Parser:
             name=name, is_task=is_task, parameters=tuple(parameters), result=result, body=body, linkage=linkage,
             span=self.span_from(start),
         )  # fmt: skip
+
+    def unique(self, names: list[tuple[str, Span]], what: str) -> None:
+        """Reports a name that is given twice."""
+        first: dict[str, Span] = {}
+        for name, span in names:
+            if name in first:
+                self.report(CslError(span, f'there are two {what}s "{name}"', ("the first is here", first[name])))
+            first.setdefault(name, span)
 
     # parameter = ["comptime"] name ":" type
     def parameter(self) -> ast.Parameter:
@@ -714,13 +723,15 @@ class _Parser:
             base = self.type()
             self.expect(")", "after the type of the enum")
         self.expect("{", "before the members of the enum")
-        members = []
+        members, spans = [], []
         while not self.is_("}"):
+            spans.append(self.span_of(self.token))
             name = self.name("the name of a member")
             members.append((name, self.expression() if self.accept("=") else None))
             if not self.accept(","):
                 break
         self.expect("}", "after the members of the enum")
+        self.unique([(name, span) for (name, _), span in zip(members, spans, strict=True)], "member")
         return ast.EnumType(base=base, members=tuple(members), span=self.span_from(start))
 
     # struct = ["packed" | "extern"] ("struct" | "union") "{" (name ":" type ["=" expression]),* "}"
@@ -743,6 +754,7 @@ class _Parser:
             if not (self.accept(",") or self.accept(";")):
                 break
         self.expect("}", "after the fields")
+        self.unique([(f.name, f.span) for f in fields], "field")
         return ast.StructType(kind=" ".join(words), fields=tuple(fields), span=self.span_from(start))
 
 
