@@ -13,26 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from openwafer.base.errors import OpenwaferError
 from openwafer.wafer import image, isa
 from openwafer.wafer.arch import MEMORY_BYTES
 from openwafer.wafer.csl import ir
+from openwafer.wafer.csl.diagnostics import CslError
 from openwafer.wafer.isa import Dsd, Kind, Op, T
 
 INSTRUCTION_BYTES = 4
 """What an instruction is counted as in the 48 KB; chosen."""
 MAX_STACK_SLOTS = 4096
-
-
-class ResourceError(OpenwaferError):
-    """A program needs more than a PE has."""
+NUM_LARGEST = 5
+"""How many variables an error about memory lists."""
 
 
 def generate(program: ir.IrProgram) -> image.Program:
     """The image of a program.
 
     Raises:
-        ResourceError: it does not fit into a PE.
+        CslError: it does not fit into a PE.
     """
     reached = _Reached(program)
     index = {f: i for i, f in enumerate(reached.functions)}
@@ -136,12 +134,7 @@ def _place(
         addresses[variable] = at
         at += max(2, variable.size_bytes + variable.size_bytes % 2)
     if at > MEMORY_BYTES:
-        largest = sorted(variables, key=lambda v: -v.size_bytes)[:5]
-        listed = ", ".join(f"{v.name} {v.size_bytes}" for v in largest)
-        raise ResourceError(
-            f"{program.name} needs {at} bytes of memory, a PE has {MEMORY_BYTES}; code {code_bytes}, largest "
-            f"variables: {listed}"
-        )
+        raise _too_large(program.name, variables, code_bytes, at)
     memory = np.zeros(at, np.uint8)
     for variable, address in addresses.items():
         data = variable.initial
@@ -150,6 +143,20 @@ def _place(
             value = addresses[target.variable] + target.offset & 0xFFFF
             memory[address + offset : address + offset + 2] = (value & 0xFF, value >> 8)
     return addresses, memory
+
+
+def _too_large(name: str, variables: list[ir.Variable], code_bytes: int, needed: int) -> CslError:
+    """Says what takes the memory, the largest first."""
+    largest = sorted(variables, key=lambda v: -v.size_bytes)[:NUM_LARGEST]
+    sizes = [(f"{v.name} takes {v.size_bytes:,} bytes", v.span) for v in largest]
+    rest = sum(v.size_bytes for v in variables) - sum(v.size_bytes for v in largest)
+    others = f", the {len(variables) - len(largest)} other variables {rest:,}" if len(variables) > len(largest) else ""
+    return CslError(
+        largest[0].span if largest else None,
+        f"{name} needs {needed:,} bytes of memory, a PE has {MEMORY_BYTES:,}",
+        *sizes,
+        f"the code takes {code_bytes:,} bytes{others}; make arrays smaller or spread them over more PEs",
+    )
 
 
 def _check_stack(functions: list[ir.Function], made: list[image.Function]) -> None:
@@ -168,8 +175,10 @@ def _check_stack(functions: list[ir.Function], made: list[image.Function]) -> No
 
     for function in functions:
         if measure(function, frozenset()) > MAX_STACK_SLOTS:
-            raise ResourceError(
-                f"{function.name} and what it calls need {depth[function]} slots of stack, there are {MAX_STACK_SLOTS}"
+            raise CslError(
+                function.span,
+                f"{function.name} and what it calls need {depth[function]} slots of stack, there are {MAX_STACK_SLOTS}",
+                "a slot holds a local or an intermediate value: split the function, or make locals global variables",
             )
 
 

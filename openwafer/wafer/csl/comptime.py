@@ -16,6 +16,11 @@ import numpy as np
 from openwafer.wafer.csl import types as ty
 from openwafer.wafer.csl.types import Type
 
+MAX_SHOWN = 40
+MAX_BITS = 4096
+"""Of a comptime_int; chosen, so that no computation runs away."""
+_LARGEST: dict[Type, float] = {ty.F16: 65504.0, ty.F32: 3.4028235e38}
+
 
 class ComptimeError(Exception):
     """An operation has no result; the walker adds the place."""
@@ -125,7 +130,26 @@ def bits_float(pattern: int, bits: int) -> float:
 def check_range(value: int, kind: Type) -> None:
     """Raises ComptimeError if an integer type cannot hold a value."""
     if isinstance(kind, ty.Int) and not kind.low <= value <= kind.high:
-        raise ComptimeError(f"value {value} does not fit {kind} ({kind.low} to {kind.high})")
+        raise ComptimeError(f"value {shown(value)} does not fit {kind} ({kind.low} to {kind.high})")
+
+
+def shown(value: int) -> str:
+    """A number for a message; of a very long one its first digits."""
+    text = str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} digits)"
+
+
+def checked_float(value: float, kind: Type) -> float:
+    """A finite number as a float type, which must be able to hold it."""
+    try:
+        exact = float(value)
+    except OverflowError:
+        exact = math.inf
+    rounded = to_float(exact, kind.bits) if isinstance(kind, ty.Float) else exact
+    if math.isinf(rounded) and not (isinstance(value, float) and math.isinf(value)):
+        digits = shown(value) if isinstance(value, int) else str(value)
+        raise ComptimeError(f"value {digits} does not fit {kind} (at most {_LARGEST.get(kind, 1.797e308)})")
+    return rounded
 
 
 def _divide(a: int, b: int) -> int:
@@ -139,8 +163,8 @@ def _remainder(a: int, b: int) -> int:
 
 
 def _shift(a: int, b: int) -> int:
-    if not 0 <= b < 4096:
-        raise ComptimeError(f"a shift count of {b} is not allowed (0 to 4095)")
+    if not 0 <= b < MAX_BITS:
+        raise ComptimeError(f"a shift count of {shown(b)} is not allowed (0 to {MAX_BITS - 1})")
     return b
 
 
@@ -184,7 +208,11 @@ def arithmetic(operator: str, kind: Type, left: Any, right: Any) -> Any:
             value = math.inf
         return to_float(value, kind.bits) if isinstance(kind, ty.Float) else value
     value = INTEGER[operator](left, right)
-    return kind.wrap(value) if isinstance(kind, ty.Int) else value
+    if isinstance(kind, ty.Int):
+        return kind.wrap(value)
+    if value.bit_length() > MAX_BITS:
+        raise ComptimeError(f"the result has {value.bit_length()} bits, a comptime_int has at most {MAX_BITS}")
+    return value
 
 
 def encode(const: Const) -> tuple[bytes, dict[int, PointerValue]]:

@@ -1,20 +1,22 @@
 """What the compiler tells its user: `path:line:col: error: message`, the source line, a caret, notes.
 
-Errors are collected, up to MAX_ERRORS; a part that finds one raises CslError and whoever can go on catches it, at the
-border of a statement or a declaration.
+Errors are collected, up to MAX_ERRORS and one at a place; a part that finds one raises CslError and whoever can go on
+catches it, at the border of a statement, a declaration or a program. What then meets the gap raises Cascade.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openwafer.base.errors import OpenwaferError
 from openwafer.wafer.csl.ast import Span
 from openwafer.wafer.csl.source import Sources
 
 MAX_ERRORS = 20
+MAX_LISTED = 12
+"""How many names a message lists when none of them is near."""
 _TAB = "    "
 
 
@@ -26,7 +28,7 @@ class Diagnostic:
         message: one line
         span: where; None for the compilation as a whole
         notes: (text, where or None)
-        severity: "error" or "warning"
+        severity: "error", "warning" or "note"
     """
 
     message: str
@@ -43,6 +45,17 @@ class CslError(Exception):
         pairs = tuple((note, None) if isinstance(note, str) else note for note in notes)
         self.diagnostic = Diagnostic(message, span, pairs)
 
+    def note(self, text: str, span: Span | None) -> None:
+        """Add what the place that raises does not know."""
+        self.diagnostic = replace(self.diagnostic, notes=(*self.diagnostic.notes, (text, span)))
+
+
+class Cascade(CslError):
+    """Something needs what an error has left without a value; that error is reported, this one is not."""
+
+    def __init__(self) -> None:
+        super().__init__(None, "follows from an error before")
+
 
 class CompileFailed(OpenwaferError):
     """The program has errors; the text shows them all."""
@@ -58,7 +71,7 @@ class Diagnostics:
     def __init__(self, sources: Sources) -> None:
         self.sources = sources
         self.items: list[Diagnostic] = []
-        self._seen: set[tuple[str, Span | None]] = set()
+        self._seen: set[str | Span | tuple[str, Span | None]] = set()
 
     @property
     def num_errors(self) -> int:
@@ -82,13 +95,19 @@ class Diagnostics:
         Raises:
             CompileFailed: there are MAX_ERRORS errors now.
         """
-        key = (diagnostic.message, diagnostic.span)
+        is_error = diagnostic.severity == "error"
+        key = diagnostic.span or diagnostic.message if is_error else (diagnostic.message, diagnostic.span)
         if key in self._seen:
             return
         self._seen.add(key)
         self.items.append(diagnostic)
-        if self.num_errors >= MAX_ERRORS:
+        if is_error and self.num_errors >= MAX_ERRORS:
             self.check()
+
+    def report(self, error: CslError) -> None:
+        """Keep what an exception carries, as `add` does."""
+        if not isinstance(error, Cascade):
+            self.add(error.diagnostic)
 
     def check(self) -> None:
         """Go on only without errors.
@@ -100,8 +119,9 @@ class Diagnostics:
             raise CompileFailed(self.text(), tuple(self.items))
 
     def text(self) -> str:
-        """All of them, in order, with a count."""
-        parts = [render(item, self.sources) for item in self.items]
+        """All of them, errors last and in the order of the source, with a count."""
+        ordered = sorted(self.items, key=lambda item: _order(item) if item.severity == "error" else (-1, 0))
+        parts = [render(item, self.sources) for item in ordered]
         count = self.num_errors
         if count:
             ending = f"{count} error{'s' if count > 1 else ''}"
@@ -109,11 +129,16 @@ class Diagnostics:
         return "\n".join(parts)
 
 
+def _order(item: Diagnostic) -> tuple[int, int]:
+    return (item.span.source, item.span.start) if item.span is not None else (0, 0)
+
+
 def render(diagnostic: Diagnostic, sources: Sources) -> str:
     """Message, source line and caret; then the notes in the same form."""
     lines = _pointed(diagnostic.severity, diagnostic.message, diagnostic.span, sources)
     for text, span in diagnostic.notes:
-        lines += _pointed("note", text, span, sources)
+        pointed = _pointed("note", text, span, sources)
+        lines += pointed if span != diagnostic.span else pointed[:1]
     return "\n".join(lines)
 
 
@@ -131,6 +156,13 @@ def _pointed(kind: str, message: str, span: Span | None, sources: Sources) -> li
         "  " + text.replace("\t", _TAB),
         "  " + " " * len(before) + caret,
     ]
+
+
+def among(name: str, known: Iterable[str]) -> str:
+    """The nearest of a few names, or all of them."""
+    names = list(known)
+    close = nearest(name, names)
+    return close or (f"; there are {', '.join(names)}" if 0 < len(names) <= MAX_LISTED else "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

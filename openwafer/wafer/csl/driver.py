@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from openwafer.wafer.arch import ARCHITECTURES, NUM_COLORS
-from openwafer.wafer.csl.codegen import ResourceError, generate
-from openwafer.wafer.csl.diagnostics import CompileFailed, CslError, Diagnostic
-from openwafer.wafer.csl.ir import ColorConfig
-from openwafer.wafer.csl.placement import Placement
-from openwafer.wafer.csl.sema import Compilation, analyze_layout, analyze_program
+from openwafer.wafer.csl.codegen import generate
+from openwafer.wafer.csl.diagnostics import CslError
+from openwafer.wafer.csl.ir import ColorConfig, IrProgram
+from openwafer.wafer.csl.placement import Placement, TileCode
+from openwafer.wafer.csl.sema import Compilation, analyze_layout, analyze_program, too_deep
 from openwafer.wafer.image import Image, Program, Route
 
 
@@ -33,9 +33,12 @@ class Options:
 
 
 def compile_file(
-    path: Path, options: Options, progress: Callable[[int, int], None] = lambda done, total: None
+    path: Path,
+    options: Options,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[str], None] = lambda text: None,
 ) -> Image:
-    """The image of a root file.
+    """The image of a root file; `report` gets warnings and what @comptime_print says, if there are any.
 
     Raises:
         CompileFailed: the program has errors; the text shows them with their source lines.
@@ -43,16 +46,19 @@ def compile_file(
     collects = gc.isenabled()
     gc.disable()  # a compilation makes millions of small objects and no cycles worth a search
     try:
-        return _compile(path, options, progress)
+        return _compile(path, options, progress, report)
     finally:
         if collects:
             gc.enable()
 
 
-def _compile(path: Path, options: Options, progress: Callable[[int, int], None]) -> Image:
+def _compile(path: Path, options: Options, progress: Callable, report: Callable[[str], None]) -> Image:
     compilation = Compilation(ARCHITECTURES[options.arch], options.import_paths, options.max_iterations)
     compilation.fabric, compilation.offset = options.fabric or (0, 0), options.offset
-    return _reported(compilation, lambda: _laid_out(compilation, path, options, progress))
+    image = _reported(compilation, lambda: _laid_out(compilation, path, options, progress))
+    if compilation.diagnostics.items:
+        report(compilation.diagnostics.text())
+    return image
 
 
 def _laid_out(compilation: Compilation, path: Path, options: Options, progress: Callable[[int, int], None]) -> Image:
@@ -73,15 +79,11 @@ def _reported(compilation: Compilation, made: Callable[[], Image]) -> Image:
     try:
         return made()
     except RecursionError:
-        compilation.diagnostics.add(Diagnostic("the program nests too deeply for the compiler", None))
-        raise CompileFailed(compilation.diagnostics.text(), tuple(compilation.diagnostics.items)) from None
+        compilation.diagnostics.report(too_deep(None))
     except CslError as error:
-        compilation.diagnostics.add(error.diagnostic)
-        compilation.diagnostics.check()
-        raise
-    except ResourceError as error:
-        compilation.diagnostics.add(Diagnostic(str(error), None))
-        raise CompileFailed(compilation.diagnostics.text(), tuple(compilation.diagnostics.items)) from None
+        compilation.diagnostics.report(error)
+    compilation.diagnostics.check()
+    raise AssertionError("an error was not reported")
 
 
 def _image(
@@ -96,12 +98,18 @@ def _image(
     routes: list[dict[int, Route]] = []
     routes_of = np.zeros((height, width), np.int32)
     distinct = {id(tile): tile for tile in placement.tiles.values()}
+    failed: set[str] = set()
     for number, tile in enumerate(distinct.values()):
         progress(number, len(distinct))
-        made = analyze_program(compilation, tile)
+        made = None if tile.path in failed else _program(compilation, tile)
+        if made is None:
+            failed.add(tile.path)
+            continue
         number_of[id(tile)] = len(programs)
-        programs.append(generate(made))
-        local.append({color: placement.known.setdefault(c, c) for color, c in made.colors.items()})
+        programs.append(made[1])
+        local.append({color: placement.known.setdefault(c, c) for color, c in made[0].colors.items()})
+    compilation.diagnostics.check()
+    plain = _plain([*placement.colors.values(), *local])
     for y in range(height):
         for x in range(width):
             tile = placement.tiles.get((x, y))
@@ -109,7 +117,7 @@ def _image(
                 program_of[y, x] = number_of[id(tile)]
             own = local[program_of[y, x]] if tile is not None else {}
             merged = sorted({**own, **placement.colors.get((x, y), {})}.items())
-            key = tuple((color, id(config)) for color, config in merged)
+            key = tuple((color, plain[id(config)]) for color, config in merged)
             if key not in tables:
                 tables[key] = len(routes)
                 routes.append({color: route for color, c in merged if (route := _route(c, color, (x, y))) is not None})
@@ -121,13 +129,36 @@ def _image(
     )  # fmt: skip
 
 
+def _plain(tables: Iterable[dict[int, ColorConfig]]) -> dict[int, int]:
+    """id of each configuration -> id of the first that is equal but for its place in the source."""
+    first: dict[ColorConfig, int] = {}
+    found: dict[int, int] = {}
+    for table in tables:
+        for config in table.values():
+            if id(config) not in found:
+                found[id(config)] = first.setdefault(replace(config, span=None), id(config))
+    return found
+
+
+def _program(compilation: Compilation, tile: TileCode) -> tuple[IrProgram, Program] | None:
+    """One PE type; None: its errors are reported."""
+    before = compilation.diagnostics.num_errors
+    try:
+        made = analyze_program(compilation, tile)
+        if compilation.diagnostics.num_errors == before:
+            return made, generate(made)
+    except CslError as error:
+        compilation.diagnostics.report(error)
+    return None
+
+
 def _route(config: ColorConfig, color: int, pe: tuple[int, int]) -> Route | None:
     if config.positions is None:
         return None
     for position in config.positions:
         if position is not None and bool(position[0]) != bool(position[1]):
             side = "rx" if not position[0] else "tx"
-            raise CslError(None, f"color {color} of PE {pe} has a route without {side}")
+            raise CslError(config.span, f"color {color} of PE {pe} has a route without {side}")
     if not config.positions[0] or config.positions[0] == (0, 0):
         return None
     return Route(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from openwafer.wafer.csl.ast import Span
 from openwafer.wafer.image import Filter, Location, Pop, TaskKind
 from openwafer.wafer.isa import Block, DsdKind, DsrFile, Op, Priority, Sys, T, V
 
@@ -37,6 +38,8 @@ class Variable:
     relocations: dict[int, Address] = field(default_factory=dict)
     address: int | None = None
     """A place the program demands (linksection), or None."""
+    span: Span | None = None
+    """Where it is declared, for diagnostics."""
 
 
 @dataclass(eq=False)
@@ -49,13 +52,14 @@ class Local:
 
 @dataclass(eq=False)
 class Function:
-    """A function or task body; `place` for diagnostics."""
+    """A function or task body; `place` and `span` for diagnostics."""
 
     name: str
     parameters: list[Local]
     result: Type
     body: list[Stmt]
     place: Location | None = None
+    span: Span | None = None
 
 
 # Expressions. Each has `type`, and `place` where it can fail at run time.
@@ -531,6 +535,7 @@ class ColorConfig:
     filter: Filter | None = None
     teardown: bool = False
     swap: int = 0
+    span: Span | None = None
 
 
 @dataclass(eq=False)

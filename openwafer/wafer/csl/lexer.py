@@ -32,8 +32,8 @@ _TOKEN = re.compile(
   | (?P<integer>0[xX][0-9A-Fa-f_]+|0[bB][01_]+|0[oO][0-7_]+|[0-9][0-9_]*)
   | (?P<string>"(?:[^"\\\n]|\\.)*")
   | (?P<character>'(?:[^'\\\n]|\\x[0-9A-Fa-f]{2}|\\.)')
-  | (?P<symbol><<=|>>=|\.\.\.|<<|>>|==|!=|<=|>=|\+=|-=|\*=|/=|%=|&=|\|=|\^=|=>|->|\.\*
-      |[-+*/%&|^~!=<>(){}\[\],.;:?])
+  | (?P<symbol>(?!/\*)(?:<<=|>>=|\.\.\.|<<|>>|==|!=|<=|>=|\+=|-=|\*=|/=|%=|&=|\|=|\^=|=>|->|\.\*
+      |[-+*/%&|^~!=<>(){}\[\],.;:?]))
     """,
     re.VERBOSE,
 )
@@ -62,7 +62,9 @@ def tokenize(source: Source, source_id: int, diagnostics: Diagnostics) -> list[T
     while at < len(text):
         found = match(text, at)
         if found is None:
-            at = _bad(text, at, report)
+            start, at = at, _bad(text, at, report)
+            if text[start] == '"':  # the parser goes on as if it were closed
+                tokens.append(Token(STRING, text[start:at], start, at, text[start + 1 : at]))
             continue
         kind, start, at = found.lastgroup, at, found.end()
         if kind == "space":
@@ -96,8 +98,13 @@ def _bad(text: str, at: int, report) -> int:
     if text[at] == '"':
         end = text.find("\n", at)
         end = len(text) if end < 0 else end
-        report('this string has no closing " on its line', at, end)
-        return end
+        closed = text.find(";", at, end)
+        report('this string has no closing " on its line', at, end if closed < 0 else closed)
+        return end if closed < 0 else closed
+    if text.startswith("/*", at):
+        end = text.find("*/", at)
+        report("there are no comments in /* */; a comment runs from // to the end of its line", at, at + 2)
+        return len(text) if end < 0 else end + 2
     shown = text[at] if text[at].isprintable() else f"\\x{ord(text[at]):02x}"
     report(f'the character "{shown}" has no meaning in CSL', at, at + 1)
     return at + 1

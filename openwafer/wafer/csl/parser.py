@@ -39,16 +39,30 @@ _DECLARATIONS = frozenset(("const", "var", "param", "fn", "task", "comptime", "l
 
 def parse_file(source: Source, source_id: int, diagnostics: Diagnostics) -> ast.File:
     """The tree of a file; mistakes go to `diagnostics`."""
-    return _Parser(tokenize(source, source_id, diagnostics), source_id, diagnostics).file()
+    before = len(diagnostics.items)
+    tokens = tokenize(source, source_id, diagnostics)
+    spans = [item.span for item in diagnostics.items[before:] if item.span is not None]
+    lines = frozenset(source.position(span.start)[0] for span in spans)
+    return _Parser(tokens, source, source_id, diagnostics, lines).file()
 
 
 class _Parser:
-    def __init__(self, tokens: list[Token], source_id: int, diagnostics: Diagnostics) -> None:
+    def __init__(
+        self, tokens: list[Token], source: Source, source_id: int, diagnostics: Diagnostics, damaged: frozenset[int]
+    ) -> None:
         self.tokens = tokens
         self.at = 0
+        self.source = source
         self.source_id = source_id
         self.diagnostics = diagnostics
+        self.damaged = damaged
+        """Lines with characters that make no token: what else is wrong there follows from them."""
         self.depth = 0
+
+    def report(self, error: CslError) -> None:
+        span = error.diagnostic.span
+        if span is None or self.source.position(span.start)[0] not in self.damaged:
+            self.diagnostics.report(error)
 
     # --- tokens -----------------------------------------------------------------------------------------------------
 
@@ -62,6 +76,9 @@ class _Parser:
     def span_from(self, start: int) -> Span:
         end = self.tokens[self.at - 1].end if self.at else start
         return Span(self.source_id, start, max(start, end))
+
+    def span_of(self, token: Token) -> Span:
+        return Span(self.source_id, token.start, token.end)
 
     def is_(self, text: str) -> bool:
         token = self.tokens[self.at]
@@ -82,16 +99,20 @@ class _Parser:
     def expect(self, text: str, context: str) -> Token:
         if self.is_(text):
             return self.take()
-        raise self.unexpected(f'expected "{text}" {context}', after=text in (";", ")", "]", "}"))
+        found = self.token.text if self.token.kind == PUNCTUATION else ""
+        hint = _HINTS.get((text, found), "")
+        raise self.unexpected(f'expected "{text}" {context}', text in (";", ")", "]", "}") and not hint, hint)
 
-    def unexpected(self, message: str, after: bool = False) -> CslError:
+    def unexpected(self, message: str, after: bool = False, hint: str = "") -> CslError:
         """An error at this token; `after`: what is missing belongs right after the token before."""
         token = self.token
+        notes = (hint,) if hint else ()
         found = "the end of the file" if token.kind == END else f'"{_shown(token)}"'
         if after and self.at:
             end = self.tokens[self.at - 1].end
-            return CslError(Span(self.source_id, max(0, end - 1), end), f"{message}, found {found}")
-        return CslError(Span(self.source_id, token.start, max(token.end, token.start + 1)), f"{message}, found {found}")
+            return CslError(Span(self.source_id, max(0, end - 1), end), f"{message}, found {found}", *notes)
+        span = Span(self.source_id, token.start, max(token.end, token.start + 1))
+        return CslError(span, f"{message}, found {found}", *notes)
 
     def name(self, what: str) -> str:
         if self.token.kind == NAME:
@@ -110,19 +131,21 @@ class _Parser:
             try:
                 declarations.append(self.declaration())
             except CslError as error:
-                self.diagnostics.add(error.diagnostic)
+                self.report(error)
                 self.recover(_DECLARATIONS, before, top=True)
         return ast.File(declarations=tuple(declarations), span=Span(self.source_id, 0, self.token.end))
 
     def recover(self, starts: frozenset[str], before: int, top: bool) -> None:
-        """Skip to where a statement or declaration may begin."""
+        """Skip to where a statement or declaration may begin; braces opened since token `before` are closed first."""
         if self.at == before:
             self.take()
-        depth = 0
+        symbols = [t.text for t in self.tokens[before : self.at] if t.kind == PUNCTUATION]
+        depth = max(0, symbols.count("{") - symbols.count("}"))
         while self.token.kind != END:
             if depth == 0 and self.tokens[self.at - 1].text == ";":
                 return
-            if depth == 0 and self.token.kind == KEYWORD and self.token.text in starts:
+            begins = self.begins_declaration() or (depth == 0 and self.token.text in starts)
+            if self.token.kind == KEYWORD and self.begins_line() and begins:
                 return
             if self.is_("{"):
                 depth += 1
@@ -132,10 +155,22 @@ class _Parser:
                 depth -= 1
                 if depth <= 0:
                     self.take()
-                    if top or not self.is_(";"):
+                    if self.token.text not in _GO_ON or (self.is_("}") and not top):
                         return
+                    depth = 0
                     continue
             self.take()
+
+    def begins_line(self) -> bool:
+        start = self.token.start
+        return not self.source.text[self.source.text.rfind("\n", 0, start) + 1 : start].strip()
+
+    def begins_declaration(self) -> bool:
+        """Whether here is what stands at top level only."""
+        text, following = self.token.text, self.ahead()
+        if self.token.kind != KEYWORD or text not in ("fn", "task", "param", "layout", "export", "extern"):
+            return False
+        return following.text == "{" if text == "layout" else following.kind in (NAME, KEYWORD)
 
     # declaration = param | variable | function | "comptime" block | "layout" block
     def declaration(self) -> ast.Decl:
@@ -159,7 +194,10 @@ class _Parser:
             if token.text == "inline" and self.ahead().text == "fn":
                 self.take()
                 return replace(self.function(token.start, None), is_inline=True)
-        raise self.unexpected("expected a declaration (param, const, var, fn, task, comptime or layout)")
+        if self.is_("}"):
+            raise CslError(self.span_of(token), 'this "}" closes nothing')
+        hint = "statements stand in a function, a task or a comptime block"
+        raise self.unexpected("expected a declaration (param, const, var, fn, task, comptime or layout)", hint=hint)
 
     # param = "param" name [":" type] ["=" expression] ";"
     def param(self) -> ast.ParamDecl:
@@ -203,6 +241,11 @@ class _Parser:
             if not self.accept(","):
                 break
         self.expect(")", "after the parameters")
+        self.unique([(p.name, p.span) for p in parameters], "parameter")
+        if self.is_("->"):
+            hint = "the type of the result follows the parameters without an arrow"
+            self.report(self.unexpected("expected a type", hint=hint))
+            self.take()
         result = None if self.is_("{") or self.is_(";") else self.type()
         body = None
         if linkage == "extern":
@@ -213,6 +256,14 @@ class _Parser:
             name=name, is_task=is_task, parameters=tuple(parameters), result=result, body=body, linkage=linkage,
             span=self.span_from(start),
         )  # fmt: skip
+
+    def unique(self, names: list[tuple[str, Span]], what: str) -> None:
+        """Reports a name that is given twice."""
+        first: dict[str, Span] = {}
+        for name, span in names:
+            if name in first:
+                self.report(CslError(span, f'there are two {what}s "{name}"', ("the first is here", first[name])))
+            first.setdefault(name, span)
 
     # parameter = ["comptime"] name ":" type
     def parameter(self) -> ast.Parameter:
@@ -235,11 +286,21 @@ class _Parser:
                     Span(self.source_id, start, start + 1),
                     f'the body {context} has no closing "}}" before the file ends',
                 )
+            if self.begins_declaration() and self.begins_line():
+                end = self.tokens[self.at - 1].end
+                self.report(
+                    CslError(
+                        Span(self.source_id, start, start + 1),
+                        f'the body {context} has no closing "}}"',
+                        ("it should come before this declaration", self.span_of(self.token)),
+                    )
+                )
+                return ast.Block(statements=tuple(statements), span=Span(self.source_id, start, end))
             before = self.at
             try:
                 statements.append(self.statement())
             except CslError as error:
-                self.diagnostics.add(error.diagnostic)
+                self.report(error)
                 self.recover(_STATEMENTS, before, top=False)
         self.take()
         return ast.Block(statements=tuple(statements), span=self.span_from(start))
@@ -459,10 +520,19 @@ class _Parser:
             if own < level or own == 0:
                 return left
             self.take()
+            self.check_operator(token)
             right = self.binary(own + 1, braces)
             left = ast.Binary(operator=token.text, left=left, right=right, span=self.span_from(start))
             if own == _COMPARISON and _LEVELS.get(self.token.text) == _COMPARISON and self.token.kind == PUNCTUATION:
                 raise self.unexpected('comparisons do not chain: write "a < b and b < c"')
+
+    def check_operator(self, token: Token) -> None:
+        """Refuses operators of other languages that would be read as two of CSL's."""
+        following = self.token
+        pair = token.text + following.text
+        if following.start == token.end and pair in _FOREIGN:
+            span = Span(self.source_id, token.start, following.end)
+            raise CslError(span, f'there is no operator "{pair}"', f"write {_FOREIGN[pair]}")
 
     # prefix = ("-" | "~" | "!" | "&" | "comptime" | "*" ["const"]) prefix | postfix
     def prefix(self, braces: bool) -> ast.Expr:
@@ -676,13 +746,15 @@ class _Parser:
             base = self.type()
             self.expect(")", "after the type of the enum")
         self.expect("{", "before the members of the enum")
-        members = []
+        members, spans = [], []
         while not self.is_("}"):
+            spans.append(self.span_of(self.token))
             name = self.name("the name of a member")
             members.append((name, self.expression() if self.accept("=") else None))
             if not self.accept(","):
                 break
         self.expect("}", "after the members of the enum")
+        self.unique([(name, span) for (name, _), span in zip(members, spans, strict=True)], "member")
         return ast.EnumType(base=base, members=tuple(members), span=self.span_from(start))
 
     # struct = ["packed" | "extern"] ("struct" | "union") "{" (name ":" type ["=" expression]),* "}"
@@ -705,9 +777,17 @@ class _Parser:
             if not (self.accept(",") or self.accept(";")):
                 break
         self.expect("}", "after the fields")
+        self.unique([(f.name, f.span) for f in fields], "field")
         return ast.StructType(kind=" ".join(words), fields=tuple(fields), span=self.span_from(start))
 
 
+_FOREIGN = {"&&": '"and"', "||": '"or"', "++": '"+= 1"', "--": '"-= 1"'}
+_HINTS = {
+    (")", "="): 'to compare, write "=="',
+    (";", ":"): "a label stands before a loop; a type stands after a name in const, var and param",
+}
+_GO_ON = frozenset((";", ")", "]", "}", ","))
+"""After a closing brace these belong to what holds the mistake."""
 _STATEMENTS = frozenset(
     ("const", "var", "if", "while", "for", "switch", "break", "continue", "return", "comptime", "inline")
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from openwafer.wafer.csl.ast import Span
 from openwafer.wafer.csl.ir import ColorConfig
 
 
@@ -21,6 +22,8 @@ class Placement:
     """Filled by the layout's builtins; coordinates within the rectangle. Equal tiles or routes are one object."""
 
     size: tuple[int, int] = (0, 0)
+    span: Span | None = None
+    """Where @set_rectangle is called, or the layout block begins."""
     is_sparse: bool = False
     """Tiles without code are allowed: wires between regions of an SdkLayout."""
     tiles: dict[tuple[int, int], TileCode] = field(default_factory=dict)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from openwafer.wafer.csl import ast, ir
+from openwafer.wafer.csl.ast import Span
 from openwafer.wafer.csl.comptime import Cell, Const
 from openwafer.wafer.csl.types import Type
 
@@ -43,6 +44,7 @@ class ElementPlace:
 class LocalPlace:
     type: Type
     local: ir.Local
+    is_const: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Instance:
     file: ast.File
     params: dict[str, Const]
     is_library: bool
+    origin: Span | None = None
+    """Where it was imported first."""
     names: dict[str, Any] = field(default_factory=dict)
     active: set[str] = field(default_factory=set)
 

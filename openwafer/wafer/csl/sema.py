@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from openwafer.wafer.arch import Arch
+from openwafer.wafer.arch import MEMORY_BYTES, Arch
 from openwafer.wafer.csl import ast, ir
 from openwafer.wafer.csl import types as ty
 from openwafer.wafer.csl.ast import Span
@@ -30,11 +30,11 @@ from openwafer.wafer.csl.comptime import (
     StructValue,
     arithmetic,
     check_range,
+    checked_float,
     encode,
     scalar_bits,
-    to_float,
 )  # fmt: skip
-from openwafer.wafer.csl.diagnostics import CslError, Diagnostics, nearest
+from openwafer.wafer.csl.diagnostics import Cascade, CslError, Diagnostics, among, nearest
 from openwafer.wafer.csl.labels import labeled_block, leave_block
 from openwafer.wafer.csl.parser import parse_file
 from openwafer.wafer.csl.placement import Placement, TileCode
@@ -62,7 +62,11 @@ from openwafer.wafer.isa import Op, T
 
 LIBRARY = Path(__file__).parents[1] / "lib"
 MAX_CALLS = 200
+MAX_TRACE = 3
+"""Calls that an error lists on the way to it."""
 RANGE = ty.Simple("range")
+FAILED = object()
+"""What a name stands for whose declaration has an error."""
 NOT_YET = frozenset(
     "dfilt get_sr get_symbol_id get_symbol_value get_tensor_ptr get_xdsr "
     "bind_rotating_tasks get_filter_id load_to_dsr_xdsr load_to_dsr_xdsr_sr set_active_prng "
@@ -97,6 +101,8 @@ class Compilation:
     files: dict[str, tuple[ast.File, dict[str, ast.Decl]]] = field(default_factory=dict)
     exports: dict[str, tuple[str, bool]] | None = None
     """What the layout exports: type and mutability by name; None before its end."""
+    broken: set[str] = field(default_factory=set)
+    """Files that do not parse."""
 
     def __post_init__(self) -> None:
         self.diagnostics = Diagnostics(self.sources)
@@ -129,7 +135,6 @@ def analyze_program(compilation: Compilation, tile: TileCode) -> ir.IrProgram:
     instance = sema.instance(tile.path, dict(tile.params), None)
     sema.start(instance)
     sema.finish()
-    compilation.diagnostics.check()
     assert sema.program is not None
     return sema.program
 
@@ -150,6 +155,10 @@ class Sema:
         self.instances: dict[tuple, Instance] = {}
         self.functions: dict[tuple, ir.Function] = {}
         self.bindings: dict[tuple[int, str], tuple[Any, int, Span]] = {}
+        self.spans: dict[tuple[Any, Any], Span] = {}
+        """Where something was said that may be said only once."""
+        self.calls: list[tuple[str, Span]] = []
+        """Calls and imports that are under way, for notes."""
         self.later: list[Callable[[], None]] = []
         self.handlers: dict[tuple[str, int], ir.Function] = {}
         self.fifos: dict[int, ir.Fifo] = {}
@@ -157,23 +166,29 @@ class Sema:
         self.launch_color: int | None = None
         self.unfinished: set[ir.Function] = set()
 
+    def shown(self, path: str) -> str:
+        return _shown(path)
+
     # --- modules ----------------------------------------------------------------------------------------------------
 
     def instance(self, path: str, params: dict[str, Const], span: Span | None) -> Instance:
         """The module of a file with these parameters."""
         file, declarations = self.parsed(path, span)
         is_library = LIBRARY in Path(path).parents
-        return Instance(path, declarations, file, dict(params), is_library)
+        return Instance(path, declarations, file, dict(params), is_library, span)
 
     def parsed(self, path: str, span: Span | None) -> tuple[ast.File, dict[str, ast.Decl]]:
         known = self.compilation.files.get(path)
         if known is not None:
             return known
+        if path in self.compilation.broken:
+            raise Cascade
         try:
             source = read_source(Path(path), _shown(path))
         except SourceError as error:
             raise CslError(span, str(error)) from None
         diagnostics = self.compilation.diagnostics
+        before = diagnostics.num_errors
         file = parse_file(source, self.compilation.sources.add(source), diagnostics)
         declarations: dict[str, ast.Decl] = {}
         for declaration in file.declarations:
@@ -185,7 +200,9 @@ class Sema:
                 error = CslError(declaration.span, f'"{name}" is declared twice', ("the first is here", first))
                 diagnostics.add(error.diagnostic)
             declarations[name] = declaration
-        diagnostics.check()
+        if diagnostics.num_errors > before:
+            self.compilation.broken.add(path)
+            raise Cascade
         self.compilation.files[path] = file, declarations
         return file, declarations
 
@@ -199,13 +216,17 @@ class Sema:
             known, key = None, (found, id(span))
         if known is not None:
             return known
+        if not Path(found).is_file():
+            raise CslError(
+                span, f"{_shown(found)}: no such file", f"a path is relative to {_shown(frame.instance.path)}"
+            )
         instance = self.instance(found, params, span)
         unknown = [name for name in params if not isinstance(instance.declarations.get(name), ast.ParamDecl)]
         for name in unknown:
             declared = [n for n, d in instance.declarations.items() if isinstance(d, ast.ParamDecl)]
-            raise CslError(span, f'{_shown(found)} has no parameter "{name}"{nearest(name, declared)}')
+            raise CslError(span, f'{_shown(found)} has no parameter "{name}"{among(name, declared)}')
         self.instances[key] = instance
-        self.start(instance)
+        self.within("imported here", span, lambda: self.start(instance))
         return instance
 
     def resolve(self, instance: Instance, path: str, span: Span) -> str:
@@ -274,14 +295,28 @@ class Sema:
             self.guarded(action)
         self.later.clear()
 
-    def guarded(self, action: Callable[[], object]) -> None:
+    def guarded(self, action: Callable[[], object], span: Span | None = None) -> None:
         """Do it; a mistake in it is reported and the rest goes on."""
         try:
             action()
         except CslError as error:
-            self.compilation.diagnostics.add(error.diagnostic)
+            for text, where in self.calls[: -MAX_TRACE - 1 : -1]:
+                error.note(text, where)
+            self.compilation.diagnostics.report(error)
         except RecursionError:
-            raise CslError(None, "the program nests too deeply for the compiler") from None
+            self.compilation.diagnostics.report(too_deep(span))
+
+    def within(self, text: str, span: Span, action: Callable[[], Any]) -> Any:
+        """Do it; mistakes in it get a note."""
+        self.calls.append((text, span))
+        try:
+            return action()
+        except CslError as error:
+            if len(self.calls) <= MAX_TRACE:
+                error.note(text, span)
+            raise
+        finally:
+            self.calls.pop()
 
     def attempt(self, action: Callable[[], Const]) -> Const | None:
         """What it gives at compile time; None, and nothing reported, if it cannot."""
@@ -295,6 +330,8 @@ class Sema:
 
     def name(self, frame: Frame, node: ast.Name) -> Value | Place:
         found = frame.lookup(node.text)
+        if found is FAILED:
+            raise Cascade
         if found is None:
             found = self.global_name(frame.instance, node.text, node.span)
         if found is None:
@@ -387,9 +424,17 @@ class Sema:
         size = ty.size_bytes(kind)
         alignment = 4 if size >= 4 else 2
         if declaration.align is not None:
-            alignment = self.integer(frame, declaration.align) * 2
-        variable = ir.Variable(name, size, alignment)
-        if value is not None:
+            words = self.integer(frame, declaration.align)
+            if words not in _ALIGNMENTS:
+                text = f"an alignment is a power of two of words (1 to {_ALIGNMENTS[-1]}), found {words}"
+                raise CslError(declaration.align.span, text)
+            alignment = words * 2
+        if ty.is_comptime_only(_innermost(kind)):
+            raise CslError(declaration.span, f"a variable of type {kind} does not exist at run time")
+        variable = ir.Variable(name, size, alignment, span=declaration.span)
+        if size > MEMORY_BYTES and self.program is not None:
+            raise CslError(declaration.span, f"{name} takes {size:,} bytes of memory, a PE has {MEMORY_BYTES:,}")
+        if value is not None and self.program is not None:
             self.fill(variable, replace(value, type=kind), declaration.span)
         place = MemoryPlace(
             kind, ir.Address(variable), 0, declaration.is_const, value if declaration.is_const else None
@@ -421,10 +466,13 @@ class Sema:
         kind = self.type(frame, declaration.type) if declaration.type is not None else None
         if given is None:
             if declaration.default is None:
+                notes = [("used here", span)] if span is not None else []
+                notes += [("the module is imported here", frame.instance.origin)] if frame.instance.origin else []
                 raise CslError(
-                    span or declaration.span,
+                    declaration.span,
                     f'the parameter "{declaration.name}" has no value',
-                    ("declared here", declaration.span),
+                    *notes,
+                    "give it one where the module is imported or its code is placed, or a default here",
                 )
             return self.constant(frame, declaration.default, kind)
         return self.coerced_param(given, kind, declaration)
@@ -452,7 +500,8 @@ class Sema:
     def constant(self, frame: Frame, node: ast.Expr, want: Type | None = None) -> Const:
         """The value of an expression that must be known now."""
         value = self.value(frame.comptime(), node, want)
-        assert isinstance(value, Const)
+        if not isinstance(value, Const):
+            raise CslError(node.span, "this value is not known at compile time")
         return value
 
     def integer(self, frame: Frame, node: ast.Expr) -> int:
@@ -473,11 +522,11 @@ class Sema:
         def kind(node: ast.Expr | None) -> Type:
             if node is None:
                 return ty.VOID
-            try:
-                return self.type(frame, node)
-            except CslError:
+            if _names(node) & names:
                 return ty.ANYTYPE  # depends on a parameter
+            return self.type(frame, node)
 
+        names = {p.name for p in declaration.parameters}
         parameters = tuple(kind(p.type) for p in declaration.parameters)
         return ty.FunctionType(parameters, kind(declaration.result), declaration.is_task)
 
@@ -498,7 +547,7 @@ class Sema:
         if isinstance(found, MemoryPlace) and found.known is not None and frame.is_comptime:
             return found.known
         if frame.is_comptime:
-            raise CslError(span, "this value is not known at compile time")
+            raise CslError(span, "this value is not known at compile time", *_where(found))
         if isinstance(found, Run):
             return found
         if isinstance(found, LocalPlace):
@@ -533,25 +582,24 @@ class Sema:
             return Run(want, value.expr)
         elif isinstance(have, ty.Int) and isinstance(want, ty.Int) and have.low >= want.low and have.high <= want.high:
             return Run(want, convert(value.expr, have, want))
-        raise CslError(span, f"expected a value of type {want}, found {have}")
+        raise CslError(span, f"expected a value of type {want}, found {have}", *_conversion(have, want))
 
     def coerce_const(self, value: Const, want: Type, span: Span) -> Const | None:
         have, known = value.type, value.value
         if have == ty.Simple("undefined"):
             return self.zero(want, span)
-        if have == ty.COMPTIME_INT or isinstance(have, ty.Int):
-            if isinstance(want, ty.Int) or want == ty.COMPTIME_INT:
-                try:
-                    check_range(known, want)
-                except ComptimeError as error:
-                    raise CslError(span, str(error)) from None
-                return Const(want, known)
-            if have == ty.COMPTIME_INT and isinstance(want, ty.Float):
-                return Const(want, to_float(float(known), want.bits))
-            if have == ty.COMPTIME_INT and want == ty.COMPTIME_FLOAT:
-                return Const(want, float(known))
-        if have == ty.COMPTIME_FLOAT and isinstance(want, ty.Float):
-            return Const(want, to_float(known, want.bits))
+        if all(kind == ty.COMPTIME_INT or isinstance(kind, ty.Int) for kind in (have, want)):
+            try:
+                check_range(known, want)
+            except ComptimeError as error:
+                raise CslError(span, str(error)) from None
+            return Const(want, known)
+        is_number = have == ty.COMPTIME_INT and (isinstance(want, ty.Float) or want == ty.COMPTIME_FLOAT)
+        if is_number or (have == ty.COMPTIME_FLOAT and isinstance(want, ty.Float)):
+            try:
+                return Const(want, checked_float(known, want))
+            except ComptimeError as error:
+                raise CslError(span, str(error)) from None
         if isinstance(have, ty.Pointer) and isinstance(want, ty.Pointer) and _pointer_fits(have, want):
             return Const(want, known)
         if isinstance(known, StructValue):
@@ -571,7 +619,7 @@ class Sema:
 
     def array(self, kind: ty.Array, elements: list[Const], span: Span) -> Const:
         if len(elements) != kind.count and len(elements) != kind.extents[0]:
-            raise CslError(span, f"{kind} has {kind.count} elements, {len(elements)} are given")
+            raise CslError(span, f"{kind} has {kind.count} elements, found {len(elements)}")
         if len(kind.extents) > 1 and len(elements) != kind.count:
             inner = ty.Array(kind.extents[1:], kind.element)
             rows = [self.coerce(e, inner, span) for e in elements]
@@ -584,7 +632,7 @@ class Sema:
         names = [name for name, _ in kind.fields]
         for name in given.names:
             if name not in names:
-                raise CslError(span, f'{kind} has no field "{name}"{nearest(name, names)}')
+                raise CslError(span, f'{kind} has no field "{name}"{among(name, names)}')
         self.check_variant(kind, given.names, span)
         fields = []
         for name, field_type in kind.fields:
@@ -606,10 +654,7 @@ class Sema:
     # --- expressions ------------------------------------------------------------------------------------------------
 
     def expr(self, frame: Frame, node: ast.Expr, want: Type | None = None) -> Value | Place:
-        handler = _EXPRESSIONS.get(type(node))
-        if handler is None:
-            raise CslError(node.span, f"{type(node).__name__} is not allowed here")
-        return handler(self, frame, node, want)
+        return _EXPRESSIONS[type(node)](self, frame, node, want)
 
     def literal(self, frame: Frame, node: ast.Expr, want: Type | None) -> Const:
         if isinstance(node, ast.IntLiteral):
@@ -628,7 +673,7 @@ class Sema:
         if handler is None:
             raise CslError(node.span, f"there is no builtin @{node.name}{nearest(node.name, self.builtins)}")
         if node.name.startswith("__") and not frame.instance.is_library:
-            raise CslError(node.span, f"@{node.name} belongs to the standard library")
+            raise CslError(node.span, f"@{node.name} is for the standard library only")
         return handler(self, frame, node, want)
 
     def call(self, frame: Frame, node: ast.Call, want: Type | None) -> Value:
@@ -636,12 +681,18 @@ class Sema:
         if not isinstance(callee, Const) or not isinstance(callee.value, FunctionValue):
             raise CslError(node.function.span, f"a value of type {callee.type} cannot be called")
         if callee.value.declaration.is_task:
-            raise CslError(node.span, f"{callee.value.declaration.name} is a task: activate it instead of calling it")
+            declaration = callee.value.declaration
+            raise CslError(
+                node.span,
+                f"{declaration.name} is a task and cannot be called",
+                ("declared here", declaration.span),
+                "activate the id that it is bound to: @activate(id)",
+            )
         parameters = callee.value.declaration.parameters
         if len(parameters) != len(node.arguments):
             raise CslError(
                 node.span,
-                f"{callee.value.declaration.name} takes {len(parameters)} arguments, {len(node.arguments)} are given",
+                f"{callee.value.declaration.name} takes {len(parameters)} arguments, found {len(node.arguments)}",
                 ("declared here", callee.value.declaration.span),
             )
         return self.call_with(frame, callee.value, node.arguments, node.span)
@@ -664,7 +715,7 @@ class Sema:
         result = self.type(inner, declaration.result) if declaration.result is not None else ty.VOID
         known = all(isinstance(v, Const) and not is_open(v) for _, _, v in arguments)
         if frame.is_comptime or (ty.is_comptime_only(result) and known):
-            return self.run(frame, function, scope, result, span)
+            return self.within("called here", span, lambda: self.run(frame, function, scope, result, span))
         if declaration.is_inline and known and result != ty.VOID:
             made = self.attempt(lambda: self.run(frame, function, scope, result, span))
             if made is not None:
@@ -679,8 +730,16 @@ class Sema:
                 fixed[parameter.name] = value
             else:
                 passed[parameter.name] = value
-        kinds = {p.name: k for p, k, _ in arguments}
-        target = self.lower(function, fixed, {name: kinds.get(name, v.type) for name, v in passed.items()}, result)
+        own = {p.name: k for p, k, _ in arguments}
+        kinds = {name: own.get(name, value.type) for name, value in passed.items()}
+        if (
+            instance.is_library
+            or fixed
+            or any(k == ty.ANYTYPE for k in self.function_type(*_pair(function)).parameters)
+        ):
+            target = self.within("called here", span, lambda: self.lower(function, fixed, kinds, result))
+        else:
+            target = self.lower(function, fixed, kinds, result)
         slots = [self.runtime(value, span) for value in passed.values()]
         made = Run(result, ir.Call(target, slots, self.place_of(span)))
         return self.copied(frame, made, span) if isinstance(result, ty.Struct) else made
@@ -696,7 +755,10 @@ class Sema:
     def run(self, frame: Frame, function: FunctionValue, scope: dict[str, Any], result: Type, span: Span) -> Const:
         """A call at compile time."""
         if frame.depth >= MAX_CALLS:
-            raise CslError(span, f"more than {MAX_CALLS} nested calls at compile time")
+            name = function.declaration.name
+            raise CslError(
+                span, f"more than {MAX_CALLS} nested calls at compile time", f"{name} may call itself forever"
+            )
         inner = Frame(function.instance, [dict(scope)], None, frozenset(), result, [], frame.depth + 1)
         assert function.declaration.body is not None
         try:
@@ -708,7 +770,7 @@ class Sema:
             assert isinstance(value, Const)
             return value
         if result not in (ty.VOID, ty.ANYTYPE):
-            raise CslError(function.declaration.span, f"{function.declaration.name} ends without returning a {result}")
+            raise _no_return(function.declaration, result)
         return VOID
 
     def lower(
@@ -739,8 +801,9 @@ class Sema:
             if isinstance(value.value, StructValue):
                 scope[name] = filled(value, scope, lambda place: Run(place.type, ir.GetLocal(place.local)))
         lowered = ir.Function(
-            declaration.name, parameters, self.slot_type(result, declaration.span), [], self.place_of(declaration.span)
-        )
+            declaration.name, parameters, self.slot_type(result, declaration.span), [],
+            self.place_of(declaration.span), declaration.span,
+        )  # fmt: skip
         self.functions[key] = lowered
         self.unfinished.add(lowered)
         if self.program is not None:
@@ -753,9 +816,12 @@ class Sema:
         for name in kinds:
             if name in names and isinstance(scope[name], LocalPlace):
                 self.to_memory(frame, name, scope)
+        before = self.compilation.diagnostics.num_errors
         self.block(frame, declaration.body)
         lowered.body = frame.out
         self.unfinished.discard(lowered)
+        if result != ty.VOID and before == self.compilation.diagnostics.num_errors and not _returns(lowered.body):
+            self.guarded(lambda: _raise(_no_return(declaration, result)))
         return lowered
 
     def to_memory(self, frame: Frame, name: str, scope: dict[str, Any]) -> None:
@@ -823,7 +889,7 @@ class Sema:
         if isinstance(kind, ty.Struct) and isinstance(base, MemoryPlace | Run):
             fields = dict(kind.fields)
             if node.name not in fields:
-                raise CslError(node.span, f'{kind} has no field "{node.name}"{nearest(node.name, fields)}')
+                raise CslError(node.span, f'{kind} has no field "{node.name}"{among(node.name, fields)}')
             address = base.address if isinstance(base, MemoryPlace) else base.expr
             offset = base.offset if isinstance(base, MemoryPlace) else 0
             return MemoryPlace(fields[node.name], address, offset + kind.offset(node.name))
@@ -842,15 +908,18 @@ class Sema:
             if found is None and isinstance(base.type, ty.Struct) and node.name in dict(base.type.fields):
                 raise CslError(node.span, f'this union holds "{known.names[0]}", not "{node.name}"')
             if found is None:
-                raise CslError(node.span, f'the struct has no field "{node.name}"{nearest(node.name, known.names)}')
+                raise CslError(node.span, f'the struct has no field "{node.name}"{among(node.name, known.names)}')
             return found
         if base.type == ty.TYPE and isinstance(known, ty.Enum):
             members = dict(known.members)
             if node.name not in members:
-                raise CslError(node.span, f'{known} has no member "{node.name}"{nearest(node.name, members)}')
+                raise CslError(node.span, f'{known} has no member "{node.name}"{among(node.name, members)}')
             return Const(known, members[node.name])
         if isinstance(known, PointerValue) and isinstance(base.type, ty.Pointer):
             target = base.type.target
+            if isinstance(target, ty.Struct) and node.name not in dict(target.fields):
+                names = dict(target.fields)
+                raise CslError(node.span, f'{target} has no field "{node.name}"{among(node.name, names)}')
             if isinstance(target, ty.Struct):
                 offset = known.offset + target.offset(node.name)
                 return MemoryPlace(dict(target.fields)[node.name], ir.Address(known.variable), offset)
@@ -859,25 +928,21 @@ class Sema:
     def dereference(self, frame: Frame, node: ast.Dereference, want: Type | None) -> Place:
         pointer = self.load(frame, self.expr(frame, node.base), node.span)
         if not isinstance(pointer.type, ty.Pointer):
-            raise CslError(node.span, f"a value of type {pointer.type} is no pointer")
+            raise CslError(node.base.span, f".* needs a pointer, found a value of type {pointer.type}")
         return MemoryPlace(pointer.type.target, self.runtime(pointer, node.span), 0, pointer.type.is_const)
 
     def index(self, frame: Frame, node: ast.Index, want: Type | None) -> Value | Place:
         base = self.expr(frame, node.base)
         if isinstance(base.type, ty.Pointer):
             return self.pointer_index(frame, node, self.load(frame, base, node.base.span))
-        if isinstance(base, Const) and isinstance(base.value, StructValue) and base.value.is_tuple:
-            number = self.integer(frame, node.indices[0])
-            if not 0 <= number < len(base.value.fields):
-                raise CslError(node.span, f"index {number} is out of bounds (0 to {len(base.value.fields) - 1})")
-            return base.value.fields[number][1]
+        known = _at_path(base) if isinstance(base, CellPlace) else base
+        if isinstance(known, Const) and isinstance(known.value, StructValue) and known.value.is_tuple:
+            return self.index_tuple(known.value, frame, node)
         kind = base.type
         if not isinstance(kind, ty.Array):
-            if isinstance(kind, ty.Simple) and isinstance(base, CellPlace):
-                return self.index_const(_at_path(base), frame, node)
             raise CslError(node.base.span, f"a value of type {kind} cannot be indexed")
         if len(node.indices) != len(kind.extents):
-            raise CslError(node.span, f"{kind} takes {len(kind.extents)} indices, {len(node.indices)} are given")
+            raise CslError(node.span, f"{kind} takes {len(kind.extents)} indices, found {len(node.indices)}")
         flat = self.flat_index(frame, node.indices, kind.extents)
         if isinstance(flat, int):
             if isinstance(base, CellPlace):
@@ -895,13 +960,15 @@ class Sema:
             return self.element(offset_by(base.address, base.offset), kind.element, flat, base.is_const)
         if isinstance(base, Run):
             return self.element(base.expr, kind.element, flat, True)
-        raise CslError(node.span, "the index is not known at compile time")
+        raise CslError(node.span, "an array that exists at compile time only takes an index known at compile time")
 
-    def index_const(self, base: Const, frame: Frame, node: ast.Index) -> Const:
+    def index_tuple(self, base: StructValue, frame: Frame, node: ast.Index) -> Const:
+        if len(node.indices) != 1:
+            raise CslError(node.span, f"a tuple takes 1 index, found {len(node.indices)}")
         number = self.integer(frame, node.indices[0])
-        if isinstance(base.value, StructValue) and 0 <= number < len(base.value.fields):
-            return base.value.fields[number][1]
-        raise CslError(node.span, f"index {number} is out of bounds")
+        if not 0 <= number < len(base.fields):
+            raise CslError(node.indices[0].span, f"index {number} is out of bounds (0 to {len(base.fields) - 1})")
+        return base.fields[number][1]
 
     def pointer_index(self, frame: Frame, node: ast.Index, pointer: Value) -> Place:
         kind = pointer.type
@@ -912,7 +979,7 @@ class Sema:
         else:
             extents, element = (None,), target
         if len(node.indices) != len(extents):
-            raise CslError(node.span, f"{kind} takes {len(extents)} indices, {len(node.indices)} are given")
+            raise CslError(node.span, f"{kind} takes {len(extents)} indices, found {len(node.indices)}")
         flat = self.flat_index(frame, node.indices, extents)
         return self.element(self.runtime(pointer, node.span), element, flat, kind.is_const)
 
@@ -959,7 +1026,7 @@ class Sema:
         if isinstance(found, CellPlace) and ty.size_bytes(found.type):
             value = _at_path(found)
             return Const(ty.Pointer(found.type, False, True), PointerValue(self.anonymous(value, node.span)))
-        raise CslError(node.span, "this has no address")
+        raise CslError(node.span, "this has no address; a variable in memory, a field or an element of one has")
 
     def unary(self, frame: Frame, node: ast.Unary, want: Type | None) -> Value:
         literal = isinstance(node.operand, ast.IntLiteral)  # -32768 fits i16 though 32768 does not
@@ -1054,10 +1121,14 @@ class Sema:
             return left, self.coerce(right, a, span), a
         if isinstance(a, ty.Pointer) and isinstance(b, ty.Pointer):
             return left, right, a
-        raise CslError(span, f"{operator} needs two operands of one type, found {a} and {b}", "convert one with @as")
+        hint = ["convert one with @as"] if ty.scalar(a) and ty.scalar(b) else []
+        raise CslError(span, f"{operator} needs two operands of one type, found {a} and {b}", *hint)
 
     def compare(self, operator: str, left: Value, right: Value, span: Span) -> Value:
         left, right, kind = self.unified(left, right, span, operator)
+        ordered = isinstance(kind, ty.Int | ty.Float | ty.Enum) or kind in ty.NUMBERS
+        if operator not in ("==", "!=") and not ordered and not isinstance(kind, ty.Opaque):
+            raise CslError(span, f"{operator} is not defined for {kind}")
         if isinstance(left, Const) and isinstance(right, Const):
             return Const(ty.BOOL, COMPARE[operator](left.value, right.value))
         own = ty.scalar(kind)
@@ -1132,14 +1203,37 @@ class Sema:
         return ir.Sequence(inner.out, expr) if inner.out else expr
 
     def check_prongs(self, frame: Frame, kind: Type, node: ast.Switch | ast.SwitchExpr) -> None:
-        """A switch leaves nothing out."""
+        """A switch leaves nothing out and says nothing twice."""
+        self.check_values(frame, kind, node)
         if isinstance(kind, ty.Enum) and not any(p.is_else for p in node.prongs):
             seen = {self.constant(frame, v, kind).value for p in node.prongs for v in p.values}
             missing = [name for name, value in kind.members if value not in seen]
             if missing:
                 raise CslError(node.span, f"the switch leaves out {', '.join(missing)}", "add prongs for them, or else")
-        elif not any(p.is_else for p in node.prongs) and kind != ty.BOOL:
+        elif kind == ty.BOOL and not any(p.is_else for p in node.prongs):
+            seen = {self.constant(frame, v, kind).value for p in node.prongs for v in p.values}
+            for missing in {True, False} - seen:
+                text = f"the switch leaves out {str(missing).lower()}"
+                raise CslError(node.span, text, "add a prong for it, or else")
+        elif not any(p.is_else for p in node.prongs):
             raise CslError(node.span, f"a switch over {kind} needs an else")
+
+    def check_values(self, frame: Frame, kind: Type, node: ast.Switch | ast.SwitchExpr) -> None:
+        seen: dict[Any, Span] = {}
+        for prong in node.prongs:
+            for value in prong.values if not prong.is_else else ():
+                if isinstance(value, ast.Range):
+                    low, high = (self.constant(frame, v, kind).value for v in (value.low, value.high))
+                    if low > high:
+                        raise CslError(value.span, f"this range is empty: {low} is more than {high}")
+                    continue
+                known = self.constant(frame, value, kind).value
+                if known in seen:
+                    raise CslError(value.span, "this value has a prong already", ("it is here", seen[known]))
+                seen[known] = value.span
+        others = [prong for prong in node.prongs if prong.is_else]
+        if len(others) > 1:
+            raise CslError(others[1].span, "a switch has one else", ("the first is here", others[0].span))
 
     def chosen(self, frame: Frame, operand: Const, prongs: tuple[ast.Prong, ...], span: Span) -> ast.Prong | None:
         """The prong of a known value."""
@@ -1193,6 +1287,9 @@ class Sema:
         assert self.program is not None
         self.program.variables.append(variable)
         self.check_variant(kind, fields, span)
+        for name in fields:
+            if name not in dict(kind.fields):
+                raise CslError(span, f'{kind} has no field "{name}"{among(name, dict(kind.fields))}')
         for name, field_type in kind.fields:
             if kind.is_union and name not in fields:
                 continue
@@ -1216,6 +1313,8 @@ class Sema:
             return Const(ty.COMPTIME_STRUCT, StructValue(fields))  # pyright: ignore[reportArgumentType]
         if not isinstance(kind, ty.Array):
             return self.open_struct(frame, [(str(i), v) for i, v in enumerate(values)], node.span)
+        if len(values) != kind.count:
+            raise CslError(node.span, f"{kind} has {kind.count} elements, found {len(values)}")
         variable = ir.Variable(f"{frame.name}.literal", ty.size_bytes(kind), 4)
         assert self.program is not None
         self.program.variables.append(variable)
@@ -1253,6 +1352,10 @@ class Sema:
             said = {name: self.integer(frame, value) for name, value in node.members if value is not None}
             free = (number for number in itertools.count() if number not in said.values())
             members = [(name, said[name] if name in said else next(free)) for name, _ in node.members]
+            for (name, number), (_, value) in zip(members, node.members, strict=True):
+                if not base.low <= number <= base.high:
+                    text = f"{name} = {number} does not fit the enum's {base} ({base.low} to {base.high})"
+                    raise CslError(value.span if value is not None else node.span, text)
             return Const(ty.TYPE, ty.Enum("enum", base, tuple(members), identity))
         assert isinstance(node, ast.StructType)
         if node.kind.startswith("packed"):
@@ -1278,18 +1381,25 @@ class Sema:
             frame.scopes.pop()
 
     def statement(self, frame: Frame, node: ast.Stmt) -> None:
-        if frame.is_comptime:
+        """A mistake in it is reported here; not where later values come from it: in a function at compile time."""
+        if frame.is_comptime and (frame.result is not None or isinstance(node, ast.Assign)):
             self._statement(frame, node)
             return
-        self.guarded(lambda: self._statement(frame, node))
+        self.guarded(lambda: self._statement(frame, node), node.span)
 
     def _statement(self, frame: Frame, node: ast.Stmt) -> None:
-        handler = _STATEMENTS.get(type(node))
-        if handler is None:
-            raise CslError(node.span, f"{type(node).__name__} is not allowed here")
-        handler(self, frame, node)
+        _STATEMENTS[type(node)](self, frame, node)
 
     def local(self, frame: Frame, node: ast.VarDecl) -> None:
+        try:
+            self.declare_local(frame, node)
+        except CslError:
+            frame.scopes[-1][node.name] = FAILED
+            raise
+
+    def declare_local(self, frame: Frame, node: ast.VarDecl) -> None:
+        if node.name in frame.scopes[-1] and frame.scopes[-1][node.name] is not FAILED:
+            raise CslError(node.span, f'"{node.name}" is declared twice in this block')
         kind = self.type(frame, node.type) if node.type is not None else None
         scope = frame.scopes[-1]
         if frame.is_comptime or node.is_comptime:
@@ -1323,7 +1433,7 @@ class Sema:
             place = self.variable(frame, node, kind, None, f"{frame.name}.{node.name}")
             place = replace(place, is_const=False, known=None)
         self.store(frame, place, value, node.span)
-        scope[node.name] = place
+        scope[node.name] = replace(place, is_const=True) if node.is_const and isinstance(place, LocalPlace) else place
 
     def store(self, frame: Frame, place: Place, value: Value, span: Span) -> None:
         """Assign a value of the place's type."""
@@ -1332,7 +1442,8 @@ class Sema:
             place.cell.value = _with_path(place.cell.value, place.path, value)
             return
         if frame.out is None:
-            raise CslError(span, "this variable exists at run time only; it cannot change at compile time")
+            text = "this variable exists at run time only; it cannot change at compile time"
+            raise CslError(span, text, *_where(place))
         expr, where = self.runtime(value, span), self.place_of(span)
         if isinstance(place, LocalPlace):
             frame.out.append(ir.SetLocal(place.local, expr))
@@ -1354,9 +1465,9 @@ class Sema:
             return
         place = self.expr(frame, node.target)
         if isinstance(place, Const | Run):
-            raise CslError(node.target.span, "this cannot be assigned to")
-        if isinstance(place, MemoryPlace | ElementPlace) and place.is_const:
-            raise CslError(node.target.span, "this is constant")
+            raise _constant(node.target, "cannot be assigned to" if isinstance(place, Run) else "is constant")
+        if not isinstance(place, CellPlace) and place.is_const:
+            raise _constant(node.target, "is constant")
         if node.operator == "=":
             value = self.value(frame, node.value, place.type)
         else:
@@ -1374,10 +1485,12 @@ class Sema:
             if isinstance(node.value, ast.Call | ast.BuiltinCall):
                 frame.out.append(ir.Evaluate(value.expr))
             else:
-                raise CslError(node.span, "this value is not used")
+                raise _unused(node)
+        elif isinstance(value, Const) and value.type != ty.VOID and isinstance(node.value, _VALUES):
+            raise _unused(node)
 
     def if_stmt(self, frame: Frame, node: ast.If) -> None:
-        condition = self.value(frame, node.condition, ty.BOOL)
+        condition = self.condition(frame, frame, node.condition, (node.then, node.otherwise))
         if isinstance(condition, Const):
             if condition.value:
                 self.scoped(frame, node.then)
@@ -1388,6 +1501,23 @@ class Sema:
         then = self.emitted(frame, node.then)
         otherwise = self.emitted(frame, node.otherwise) if node.otherwise is not None else []
         frame.out.append(ir.If(condition.expr, then, otherwise))
+
+    def condition(self, frame: Frame, inner: Frame, node: ast.Expr, bodies: tuple[ast.Stmt | None, ...]) -> Value:
+        """A bool; where it has an error at run time, what hangs on it is analysed all the same."""
+        try:
+            return self.value(inner, node, ty.BOOL)
+        except CslError as error:
+            if not frame.is_comptime:
+                reported = error
+                self.guarded(lambda: _raise(reported))
+                mark = LoopMark(None, ir.Loop(ir.Const(0, T.U8), [], []))
+                frame.loops.append(mark)
+                for body in bodies:
+                    if body is not None:
+                        self.emitted(frame, body)
+                frame.loops.pop()
+                raise Cascade from None
+            raise
 
     def scoped(self, frame: Frame, node: ast.Stmt) -> None:
         frame.scopes.append({})
@@ -1419,7 +1549,7 @@ class Sema:
                     self.statement(frame, node.step)
             return
         inner = replace_out(frame)
-        condition = self.value(inner, node.condition, ty.BOOL)
+        condition = self.condition(frame, inner, node.condition, (node.body, node.step))
         expr = self.runtime(condition, node.condition.span)
         assert frame.out is not None
         loop = ir.Loop(ir.Sequence(inner.out, expr) if inner.out else expr, [], [])
@@ -1441,6 +1571,7 @@ class Sema:
     def round(self, frame: Frame, body: ast.Stmt, mark: LoopMark) -> bool:
         """One round of a loop at compile time; whether to go on."""
         frame.loops.append(mark)
+        before = self.compilation.diagnostics.num_errors
         try:
             self.scoped(frame, body)
         except Left as left:
@@ -1449,7 +1580,7 @@ class Sema:
             return left.again
         finally:
             frame.loops.pop()
-        return True
+        return before == self.compilation.diagnostics.num_errors  # one round with errors says enough
 
     def for_stmt(self, frame: Frame, node: ast.For) -> None:
         found = self.expr(frame, node.iterable)
@@ -1485,8 +1616,6 @@ class Sema:
                 self.counted(self.compilation.max_iterations, node.span)
             self.for_tuple(frame, node, (Const(span.type, i) for i in range(start, stop, step)))
             return
-        if isinstance(span.step, Const) and span.step.value == 0:
-            raise CslError(node.iterable.span, "a range cannot have steps of 0")
         own = ty.scalar(span.type)
         if own is None:
             raise CslError(node.iterable.span, f"a range of {span.type} does not exist at run time; use a sized type")
@@ -1526,7 +1655,10 @@ class Sema:
         assert isinstance(kind, ty.Array)
         if frame.is_comptime or node.is_inline:
             known = self.load(frame, found, node.iterable.span)
-            assert isinstance(known, Const)
+            if not isinstance(known, Const):
+                raise CslError(node.iterable.span, "the elements of this array are not known at compile time")
+            if kind.count > self.compilation.max_iterations:
+                self.counted(self.compilation.max_iterations, node.span)
             self.for_tuple(frame, node, (Const(kind.element, known.value.at(i)) for i in range(kind.count)))
             return
         address = self.runtime(self.load(frame, found, node.iterable.span), node.span)
@@ -1610,11 +1742,14 @@ class Sema:
             raise CslError(node.span, "return outside of a function")
         if node.value is None:
             if frame.result not in (ty.VOID, ty.ANYTYPE):
-                raise CslError(node.span, f"expected a value of type {frame.result}")
+                raise CslError(node.span, f"expected a value of type {frame.result} after return")
             value: Value = VOID
         else:
             want = frame.result if frame.result not in (ty.ANYTYPE, ty.VOID) else None
             value = self.value(frame, node.value, want)
+            if frame.result == ty.VOID and value.type != ty.VOID:
+                text = f"this function returns nothing, found a value of type {value.type}"
+                raise CslError(node.value.span, text, "write the type of the result behind its parameters")
         if frame.is_comptime:
             assert isinstance(value, Const)
             raise Returned(value)
@@ -1676,6 +1811,11 @@ _STATEMENTS: dict[type, Callable] = {
 }
 
 
+def too_deep(span: Span | None) -> CslError:
+    """The compiler's own limit."""
+    return CslError(span, "the program nests too deeply for the compiler", "split the expression, or recurse less")
+
+
 def offset_by(address: ir.Expr, offset: int) -> ir.Expr:
     """An address plus bytes."""
     if offset == 0:
@@ -1704,6 +1844,91 @@ def dsd_slots(dsd: ir.DsdValue) -> tuple[int, int, int]:
     from openwafer.wafer.isa import Dsd
 
     return Dsd(dsd.kind, 0, dsd.extents, dsd.strides, dsd.queue, dsd.color, dsd.flags).slots()
+
+
+def _raise(error: CslError) -> None:
+    raise error
+
+
+_ALIGNMENTS = tuple(1 << i for i in range(14))
+
+
+def _innermost(kind: Type) -> Type:
+    while isinstance(kind, ty.Array):
+        kind = kind.element
+    return kind
+
+
+def _pair(function: FunctionValue) -> tuple[Instance, ast.FunctionDecl]:
+    return function.instance, function.declaration
+
+
+def _no_return(declaration: ast.FunctionDecl, result: Type) -> CslError:
+    span = declaration.result.span if declaration.result is not None else declaration.span
+    text = f"{declaration.name} can end without returning a value of type {result}"
+    return CslError(span, text, "every way through it must end in return")
+
+
+def _returns(body: list[ir.Stmt]) -> bool:
+    """Whether the end of some statements is never reached."""
+    last = body[-1] if body else None
+    if isinstance(last, ir.If):
+        return _returns(last.then) and _returns(last.otherwise)
+    if isinstance(last, ir.Loop):
+        forever = isinstance(last.condition, ir.Const) and last.condition.value != 0
+        return forever and not _leaves(last.body, last)
+    return isinstance(last, ir.Return)
+
+
+def _leaves(body: list[ir.Stmt], loop: ir.Loop) -> bool:
+    """Whether a break of a loop stands in some statements."""
+    return any(
+        (isinstance(s, ir.Break) and s.loop is loop)
+        or (isinstance(s, ir.If) and (_leaves(s.then, loop) or _leaves(s.otherwise, loop)))
+        or (isinstance(s, ir.Loop) and _leaves(s.body, loop))
+        for s in body
+    )
+
+
+_VALUES = (
+    ast.IntLiteral, ast.FloatLiteral, ast.StringLiteral, ast.BoolLiteral, ast.Name, ast.Field, ast.Index, ast.Unary,
+    ast.Binary, ast.AddressOf, ast.Dereference,
+)  # fmt: skip
+"""Expressions that do nothing but have a value."""
+
+
+def _unused(node: ast.ExprStmt) -> CslError:
+    compared = isinstance(node.value, ast.Binary) and node.value.operator == "=="
+    hint = 'to assign, write "="' if compared else "to compute it for nothing, write _ = ..."
+    return CslError(node.span, "this value is not used", hint)
+
+
+def _constant(node: ast.Expr, why: str) -> CslError:
+    name = f'"{node.text}"' if isinstance(node, ast.Name) else "this"
+    return CslError(node.span, f"{name} {why}", "declare it with var to change it")
+
+
+def _where(found: Value | Place) -> list[tuple[str, Span | None]]:
+    """A note on the variable that something is part of."""
+    address = found.address if isinstance(found, MemoryPlace | ElementPlace) else None
+    variable = address.variable if isinstance(address, ir.Address) else None
+    if variable is None or variable.span is None:
+        return []
+    return [(f"{variable.name} is a variable of the PE, declared here", variable.span)]
+
+
+def _conversion(have: Type, want: Type) -> list[str]:
+    """How to turn one type into another, if there is a way."""
+    numbers = (ty.Int, ty.Float)
+    if isinstance(want, numbers) and (isinstance(have, numbers) or have in ty.NUMBERS or have == ty.BOOL):
+        return [f"convert it with @as({want}, ...)"]
+    if isinstance(have, ty.Pointer) and isinstance(want, ty.Pointer):
+        return ["@ptrcast changes what a pointer points to"] if have.is_const <= want.is_const else []
+    if isinstance(want, ty.Pointer) and want.target == have:
+        return ["take its address with &"]
+    if want == ty.BOOL and isinstance(have, numbers):
+        return ["compare it with 0"]
+    return []
 
 
 def _dsd_kind(kind: ty.DsdType) -> Any:
@@ -1795,6 +2020,21 @@ def _as_statement(prong: ast.Prong) -> ast.Stmt:
     body = prong.body
     kinds = (ast.Block, ast.Assign, ast.Return, ast.Break, ast.Continue)
     return body if isinstance(body, kinds) else ast.ExprStmt(value=body, span=prong.span)  # pyright: ignore
+
+
+def _names(node: Any) -> set[str]:
+    """All names in a tree."""
+    found: set[str] = set()
+    stack = [node]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, ast.Name):
+            found.add(item.text)
+        elif isinstance(item, tuple):
+            stack += item
+        elif isinstance(item, ast.Node):
+            stack += [value for key, value in vars(item).items() if key != "span"]
+    return found
 
 
 def _addressed(node: Any) -> frozenset[str]:

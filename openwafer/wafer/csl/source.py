@@ -75,6 +75,6 @@ def read_source(path: Path, shown: str | None = None) -> Source:
     if len(data) > MAX_SOURCE_BYTES:
         raise SourceError(f"{name}: larger than {MAX_SOURCE_BYTES >> 20} MiB, too large for a CSL file")
     try:
-        return Source(name, data.decode("utf-8"))
+        return Source(name, data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise SourceError(f"{name}: byte {error.start} is not UTF-8 text") from None

@@ -7,6 +7,7 @@ from typing import Any
 
 from openwafer.wafer.csl import ast
 from openwafer.wafer.csl import types as ty
+from openwafer.wafer.csl.builtins.forms import form
 from openwafer.wafer.csl.comptime import Const, StructValue
 from openwafer.wafer.csl.diagnostics import CslError, nearest
 from openwafer.wafer.csl.scope import CellPlace, FunctionValue, Place, Value
@@ -20,7 +21,32 @@ def count(node: ast.BuiltinCall, low: int, high: int | None = None) -> None:
     given = len(node.arguments)
     if not low <= given <= high:
         wanted = f"{low}" if low == high else f"{low} to {high}"
-        raise CslError(node.span, f"@{node.name} takes {wanted} arguments, {given} are given")
+        text = f"@{node.name} takes {wanted} argument{'' if wanted == '1' else 's'}, found {given}"
+        raise CslError(node.span, text, f"its form is {form(node.name, low)}")
+
+
+def in_program(sema: Any, node: ast.BuiltinCall) -> Any:
+    """The program under analysis; a layout has none."""
+    if sema.program is None:
+        raise CslError(node.span, f"@{node.name} belongs to a PE program, not to the layout")
+    return sema.program
+
+
+def at_start(sema: Any, frame: Any, node: ast.BuiltinCall) -> Any:
+    """The program, for what is said about it once, at compile time."""
+    program = in_program(sema, node)
+    if not frame.is_comptime:
+        raise CslError(
+            node.span, f"@{node.name} belongs to a comptime block", f"comptime {{ @{node.name}(...); }} at top level"
+        )
+    return program
+
+
+def at_run_time(frame: Any, node: ast.BuiltinCall) -> Any:
+    """Where to emit, for what happens on the PE."""
+    if frame.is_comptime:
+        raise CslError(node.span, f"@{node.name} happens at run time only", "call it in a function or task")
+    return frame.out
 
 
 def config(sema: Any, frame: Any, node: ast.Expr, known: Collection[str] | None = None) -> Config:
@@ -63,7 +89,7 @@ def flag(options: Config, name: str) -> bool:
         return False
     value, node = options[name]
     if not isinstance(value, Const) or value.type != ty.BOOL:
-        raise CslError(node.span, f".{name} must be true or false")
+        raise CslError(node.span, f".{name} must be true or false, known at compile time; found {value.type}")
     return value.value
 
 
@@ -72,19 +98,26 @@ def number(options: Config, name: str, default: int | None = None, low: int = 0,
     if name not in options:
         return default
     value, node = options[name]
-    if not isinstance(value, Const) or not isinstance(value.value, int):
-        raise CslError(node.span, f".{name} must be an integer known at compile time")
+    if not isinstance(value, Const):
+        raise CslError(node.span, f".{name} must be known at compile time")
+    if not isinstance(value.value, int) or isinstance(value.value, bool):
+        raise CslError(node.span, f".{name} must be an integer, found {value.type}")
     if not low <= value.value <= high:
         raise CslError(node.span, f".{name} = {value.value} is out of range ({low} to {high})")
     return int(value.value)
 
 
-def known_id(value: Any, node: ast.Node, what: str) -> int:
-    """The number of a hardware id or integer."""
-    if isinstance(value, Const) and isinstance(value.value, int) and not isinstance(value.value, bool):
-        return value.value
-    if isinstance(value, Const) and isinstance(value.value, FunctionValue):
-        raise CslError(
-            node.span, f"{what} needs an id, found {value.value.declaration.name}", "use the id it is bound to"
-        )
-    raise CslError(node.span, f"{what} must be known at compile time")
+def known_id(value: Any, node: ast.Node, what: str, allowed: range | None = None, kind: ty.Opaque | None = None) -> int:
+    """The number of a hardware id or integer; of one of another kind only if `kind` is None."""
+    if not isinstance(value, Const):
+        raise CslError(node.span, f"{what} must be known at compile time")
+    if isinstance(value.value, FunctionValue):
+        name = value.value.declaration.name
+        raise CslError(node.span, f"{what} must be an id, found the function {name}", "use the id it is bound to")
+    if not isinstance(value.value, int) or isinstance(value.value, bool):
+        raise CslError(node.span, f"{what} must be an integer or an id, found {value.type}")
+    if kind is not None and isinstance(value.type, ty.Opaque) and value.type != kind:
+        raise CslError(node.span, f"{what} must be of type {kind}, found {value.type}")
+    if allowed is not None and value.value not in allowed:
+        raise CslError(node.span, f"{what} is {value.value}, out of range ({allowed[0]} to {allowed[-1]})")
+    return value.value

@@ -6,10 +6,10 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from openwafer.wafer.arch import NUM_DSRS
+from openwafer.wafer.arch import NUM_COLORS, NUM_DSRS
 from openwafer.wafer.csl import ast, ir
 from openwafer.wafer.csl import types as ty
-from openwafer.wafer.csl.builtins.arguments import Config, config, count, flag, known_id, number
+from openwafer.wafer.csl.builtins.arguments import Config, config, count, flag, in_program, known_id, number
 from openwafer.wafer.csl.builtins.tasks import completion
 from openwafer.wafer.csl.comptime import VOID, Const, DsrValue, StructValue
 from openwafer.wafer.csl.diagnostics import CslError
@@ -36,6 +36,7 @@ _FABOUT = (
     "advance_switch", "control_transform", "zero",
 )  # fmt: skip
 _SIMD_MODES = {"simd_32": PAIR_BIT, "simd_64": PAIR_BIT | QUAD_BIT, "simd_32_or_64": PAIR_BIT}
+_EXTENTS = range(0x8000)
 _OPTIONS = ("async", "activate", "unblock", "ut_id", "priority", "save_address", "single_step")
 
 
@@ -64,10 +65,10 @@ def _fabric(
     for name in ("control_transform", "zero"):
         if name in options:
             raise CslError(options[name][1].span, f"not supported yet: .{name}")
-    color = known_id(*options["fabric_color"], "a color") if "fabric_color" in options else NO_COLOR
-    queue = (
-        known_id(*options[queue_name], "a queue") if queue_name in options else _default_queue(sema, own, color, node)
-    )
+    color = NO_COLOR
+    if "fabric_color" in options:
+        color = known_id(*options["fabric_color"], ".fabric_color", range(NUM_COLORS), ty.COLOR)
+    queue = _queue(sema, options, own, queue_name) if queue_name in options else _default_queue(sema, own, color, node)
     if sema.program is not None and color != NO_COLOR and own == DsdKind.FABIN:
         _take_color(sema, queue, color, node)
     flags = CONTROL_BIT * flag(options, "control") | ADVANCE_SWITCH_BIT * flag(options, "advance_switch")
@@ -76,7 +77,8 @@ def _fabric(
     if own == DsdKind.FABOUT and sema.arch.data_task_is_queue:
         color = NO_COLOR
     elif own == DsdKind.FABOUT and color == NO_COLOR:
-        raise CslError(node.span, f"a fabout_dsd of {sema.arch.name} needs .fabric_color")
+        text = f"a fabout_dsd of {sema.arch.name} needs .fabric_color"
+        raise CslError(node.span, text, "an output queue of this architecture has no color of its own")
     extent = _extent(sema, frame, options, node)
     made = ir.DsdValue(own, None, (extent if isinstance(extent, int) else 0,), (0,), queue, color, flags)
     return _with_extent(kind, made, extent)
@@ -94,13 +96,21 @@ def _simd_mode(options: Config) -> int:
     raise CslError(node.span, ".simd_mode is one of .{ .simd_32 = true }, .simd_64, .simd_32_or_64")
 
 
+def _queue(sema: Any, options: Config, own: DsdKind, name: str) -> int:
+    is_input = own == DsdKind.FABIN
+    count = sema.arch.num_input_queues if is_input else sema.arch.num_output_queues
+    return known_id(*options[name], f".{name}", range(count), ty.INPUT_QUEUE if is_input else ty.OUTPUT_QUEUE)
+
+
 def _default_queue(sema: Any, own: DsdKind, color: int, node: ast.BuiltinCall) -> int:
     if sema.program is not None and own == DsdKind.FABIN:
         for queue, other in sema.program.input_queue_colors.items():
             if other == color:
                 return queue
     if sema.arch.data_task_is_queue:
-        raise CslError(node.span, f"a fabric DSD of {sema.arch.name} needs its queue")
+        name = "input_queue" if own == DsdKind.FABIN else "output_queue"
+        hint = f"add .{name} = @get_{name}(n)"
+        raise CslError(node.span, f"a fabric DSD of {sema.arch.name} needs .{name}", hint)
     return 0
 
 
@@ -112,13 +122,13 @@ def _take_color(sema: Any, queue: int, color: int, node: ast.BuiltinCall) -> Non
 
 def _extent(sema: Any, frame: Any, options: Config, node: ast.BuiltinCall) -> Any:
     if "extent" not in options:
-        raise CslError(node.span, "a DSD needs .extent")
+        raise CslError(node.span, "a DSD needs .extent", "the number of elements: .extent = n")
     value, where = options["extent"]
     value = sema.load(frame, value, where.span)
     if isinstance(value, Const):
-        if not isinstance(value.value, int) or not 0 <= value.value <= 0x7FFF:
-            raise CslError(where.span, f".extent = {value.value} is out of range (0 to 32767)")
-        return int(value.value)
+        return known_id(value, where, ".extent", _EXTENTS)
+    if not isinstance(value.type, ty.Int):
+        raise CslError(where.span, f".extent must be an integer, found {value.type}")
     return value
 
 
@@ -135,7 +145,9 @@ def _memory(sema: Any, frame: Any, node: ast.BuiltinCall, kind: ty.DsdType) -> V
     if "tensor_access" in options:
         return _access(sema, options, kind, own, flags)
     if "base_address" not in options:
-        raise CslError(node.span, "a memory DSD needs .tensor_access or .base_address")
+        raise CslError(
+            node.span, "a memory DSD needs .tensor_access or .base_address", "as in .tensor_access = |i|{4} -> a[i]"
+        )
     address, size = _address(sema, frame, *options["base_address"])
     offset = number(options, "offset", 0, -0x8000) or 0
     if own == DsdKind.MEM4D or "extents" in options:
@@ -169,7 +181,8 @@ def _explicit_4d(
     name = "extents" if "extents" in options else "extent"
     extents, strides = (_numbers(options, n, node) for n in (name, "strides" if "strides" in options else "stride"))
     if len(extents) != len(strides) or not 1 <= len(extents) <= 4:
-        raise CslError(node.span, "a mem4d_dsd needs 1 to 4 extents and as many strides")
+        given = f"found {len(extents)} and {len(strides)}"
+        raise CslError(node.span, f"a mem4d_dsd needs 1 to 4 extents and as many strides, {given}")
     absolute, walked = [], 0
     extents.reverse()  # as documented, extents begin with the outermost, strides with the innermost dimension
     for extent, stride in zip(extents, strides, strict=True):
@@ -182,11 +195,21 @@ def _explicit_4d(
 
 def _numbers(options: Config, name: str, node: ast.BuiltinCall) -> list[int]:
     if name not in options:
-        raise CslError(node.span, f"this DSD needs .{name}")
+        raise CslError(node.span, f"a {_word(node)} needs .{name}")
     value, where = options[name]
     if isinstance(value, Const) and isinstance(value.value, StructValue):
-        return [known_id(own, where, f".{name}") for _, own in value.value.fields]
-    return [known_id(value, where, f".{name}")]
+        return [known_id(own, where, f".{name}", _allowed(name)) for _, own in value.value.fields]
+    return [known_id(value, where, f".{name}", _allowed(name))]
+
+
+def _word(node: ast.BuiltinCall) -> str:
+    """The kind of DSD as it is written."""
+    kind = node.arguments[0]
+    return kind.text if isinstance(kind, ast.Name) else "DSD"
+
+
+def _allowed(name: str) -> range:
+    return _EXTENTS if name.startswith("extent") else range(-0x8000, 0x8000)
 
 
 def _address(sema: Any, frame: Any, found: Any, node: ast.Node) -> tuple[ir.Expr, int]:
@@ -198,7 +221,7 @@ def _address(sema: Any, frame: Any, found: Any, node: ast.Node) -> tuple[ir.Expr
     if not isinstance(kind, ty.Pointer):
         if isinstance(kind, ty.Array):
             return sema.runtime(value, node.span), ty.size_bytes(kind.element)
-        raise CslError(node.span, f"expected an address, found {kind}")
+        raise CslError(node.span, f"expected an array or a pointer, found {kind}", "an address is written &a")
     target = kind.target.element if isinstance(kind.target, ty.Array) else kind.target
     return sema.runtime(value, node.span), ty.size_bytes(target)
 
@@ -206,17 +229,18 @@ def _address(sema: Any, frame: Any, found: Any, node: ast.Node) -> tuple[ir.Expr
 def _access(sema: Any, options: Config, kind: ty.DsdType, own: DsdKind, flags: int) -> Value:
     value, where = options["tensor_access"]
     if not isinstance(value, Const) or value.type != ty.ACCESS:
-        raise CslError(where.span, "expected an access like |i|{N} -> a[i]")
+        raise CslError(where.span, f"expected an access like |i|{{N}} -> a[i], found {value.type}")
     access, frame = value.value
     names = access.variables
     limit = 1 if own == DsdKind.MEM1D else 4
     if len(names) != len(access.extents):
-        raise CslError(access.span, f"{len(names)} indices with {len(access.extents)} extents")
+        text = f"this access has {len(names)} names of indices and {len(access.extents)} extents"
+        raise CslError(access.span, text, "each index has its extent, as in |i, j|{4, 8} -> a[i, j]")
     if len(names) > limit and own == DsdKind.MEM4D:
-        raise CslError(access.span, "at most four indices")
-    extents = [sema.integer(frame, e) for e in access.extents]
+        raise CslError(access.span, f"a mem4d_dsd has at most 4 indices, found {len(names)}")
+    extents = [known_id(sema.constant(frame, e), e, "an extent", _EXTENTS) for e in access.extents]
     if not isinstance(access.body, ast.Index):
-        raise CslError(access.body.span, "expected an element like a[i, j]")
+        raise CslError(access.body.span, "an access ends in an element of an array, like a[i, j]")
     base = sema.expr(frame, access.body.base)
     pointer = base.type
     shape, element = _shape(sema, frame, base, access)
@@ -242,7 +266,8 @@ def _flatten(extents: list[int], strides: list[int], access: ast.AccessLambda) -
     extent, stride = extents[-1], strides[-1]
     for outer_extent, outer_stride in zip(reversed(extents[:-1]), reversed(strides[:-1]), strict=True):
         if outer_extent != 1 and extent != 1 and outer_stride != stride * extent:
-            raise CslError(access.span, "a mem1d_dsd walks memory in one stride; use mem4d_dsd")
+            text = f"a mem1d_dsd walks memory in one stride, these indices need {outer_stride} and {stride}"
+            raise CslError(access.span, text, "use mem4d_dsd")
         if extent == 1:
             stride = outer_stride
         extent *= outer_extent
@@ -269,7 +294,7 @@ def _bounds(shape: Any, forms: Any, extents: dict[str, int], access: ast.AccessL
         high = constant + sum(max(0, c * (extents[n] - 1)) for n, c in coefficients.items())
         if limit is not None and len(shape) > 1 and (low < 0 or high >= limit):
             raise CslError(
-                access.body.span, f"the access goes from {low} to {high}, outside of the array (0 to {limit - 1})"
+                access.body.span, f"an index goes from {low} to {high}, outside of the array (0 to {limit - 1})"
             )
 
 
@@ -313,10 +338,21 @@ def _dsd(sema: Any, frame: Any, node: ast.BuiltinCall, index: int = 0) -> Value:
     return value
 
 
+def _whole(sema: Any, frame: Any, node: ast.BuiltinCall, allowed: range) -> Value:
+    """The second argument, an integer; in range if it is known."""
+    argument = node.arguments[1]
+    value = sema.value(frame, argument)
+    if isinstance(value, Const):
+        known_id(value, argument, f"the second argument of @{node.name}", allowed)
+    elif not isinstance(value.type, ty.Int):
+        raise CslError(argument.span, f"@{node.name} needs an integer, found {value.type}")
+    return value
+
+
 def increment_dsd_offset(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 3)
     dsd = _dsd(sema, frame, node)
-    elements = sema.value(frame, node.arguments[1])
+    elements = _whole(sema, frame, node, range(-0x10000, 0x10000))
     size = ty.size_bytes(sema.type(frame, node.arguments[2]))
     if isinstance(dsd, Const) and isinstance(elements, Const) and dsd.value.base is not None:
         base = offset_by(dsd.value.base, elements.value * size)
@@ -338,7 +374,7 @@ def set_dsd_base_addr(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -
 def set_dsd_length(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 2)
     dsd = _dsd(sema, frame, node)
-    length = sema.value(frame, node.arguments[1])
+    length = _whole(sema, frame, node, _EXTENTS)
     if isinstance(dsd, Const) and isinstance(length, Const):
         return Const(dsd.type, replace(dsd.value, extents=(length.value, *dsd.value.extents[1:])))
     return Run(dsd.type, ir.DsdWith(Op.DSDLEN, sema.runtime(dsd, node.span), _u16(sema, length, node)))
@@ -351,7 +387,7 @@ def _u16(sema: Any, value: Value, node: ast.BuiltinCall) -> ir.Expr:
 def set_dsd_stride(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 2)
     dsd = _dsd(sema, frame, node)
-    stride = sema.value(frame, node.arguments[1])
+    stride = _whole(sema, frame, node, range(-0x80, 0x80))
     if isinstance(dsd, Const) and isinstance(stride, Const):
         return Const(dsd.type, replace(dsd.value, strides=(stride.value, *dsd.value.strides[1:])))
     return Run(dsd.type, ir.DsdWith(Op.DSDSTRIDE, sema.runtime(dsd, node.span), _u16(sema, stride, node)))
@@ -365,15 +401,17 @@ def get_dsr(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
         raise CslError(node.arguments[0].span, f"@get_dsr needs dsr_dest, dsr_src0 or dsr_src1, found {kind}")
     register = sema.integer(frame, node.arguments[1])
     if not 0 <= register < NUM_DSRS:
-        raise CslError(node.span, f"{kind} {register} does not exist (0 to {NUM_DSRS - 1})")
+        raise CslError(node.arguments[1].span, f"{kind} {register} does not exist (0 to {NUM_DSRS - 1})")
     return Const(kind, DsrValue(files[kind], register))
 
 
 def load_to_dsr(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 2, 3)
+    program = in_program(sema, node)
     register = sema.constant(frame, node.arguments[0])
     if not isinstance(register.value, DsrValue):
-        raise CslError(node.arguments[0].span, f"@load_to_dsr needs a DSR, found {register.type}")
+        text = f"@load_to_dsr needs a DSR, found {register.type}"
+        raise CslError(node.arguments[0].span, text, "make one with @get_dsr(dsr_dest, n)")
     dsd = _dsd(sema, frame, node, 1)
     options = config(sema, frame, node.arguments[2], _OPTIONS) if len(node.arguments) > 2 else {}
     load = ir.LoadDsr(
@@ -382,7 +420,7 @@ def load_to_dsr(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Valu
         number(options, "ut_id", None, 0, 7), priority(options), sema.place_of(node.span),
     )  # fmt: skip
     if frame.is_comptime:
-        sema.program.initial_dsr_loads.append(load)
+        program.initial_dsr_loads.append(load)
     else:
         frame.out.append(load)
     return VOID
@@ -397,24 +435,26 @@ def priority(options: Config) -> Priority:
         for name, own in value.value.fields:
             if own.value and name.upper() in Priority.__members__:
                 return Priority[name.upper()]
-    raise CslError(node.span, "expected .{ .high = true }, .{ .medium = true } or .{ .low = true }")
+    raise CslError(node.span, "a priority is .{ .high = true }, .{ .medium = true } or .{ .low = true }")
 
 
 def allocate_fifo(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 1, 2)
+    program = in_program(sema, node)
     found = sema.expr(frame, node.arguments[0])
     if (
         not isinstance(found, MemoryPlace)
         or not isinstance(found.type, ty.Array)
         or not isinstance(found.address, ir.Address)
     ):
-        raise CslError(node.arguments[0].span, "@allocate_fifo needs a global array")
+        text = f"@allocate_fifo needs a global array, found {found.type}"
+        raise CslError(node.arguments[0].span, text, "declare one: var buffer = @zeros([16]u32);")
     known = ("activate_push", "activate_pop", "priority_push", "priority_pop", "priority")
     options = config(sema, frame, node.arguments[1], known) if len(node.arguments) > 1 else {}
     push, pop = ({"activate": options[n]} if n in options else {} for n in ("activate_push", "activate_pop"))
     size = ty.size_bytes(found.type.element)
     fifo = ir.Fifo(found.address.variable, found.type.count, size, completion(sema, push), completion(sema, pop))
-    sema.program.fifos.append(fifo)
+    program.fifos.append(fifo)
     return Const(ty.FIFO, fifo)
 
 

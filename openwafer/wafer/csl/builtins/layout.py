@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from openwafer.wafer.arch import NUM_COLORS
+from openwafer.wafer.arch import NUM_COLORS, Port
 from openwafer.wafer.csl import ast
 from openwafer.wafer.csl import types as ty
-from openwafer.wafer.csl.builtins.arguments import Config, config, count, flag, known_id, number
-from openwafer.wafer.csl.comptime import VOID, ArrayValue, Const, StructValue
+from openwafer.wafer.csl.builtins.arguments import Config, at_start, config, count, flag, known_id, number
+from openwafer.wafer.csl.comptime import VOID, Const, StructValue
 from openwafer.wafer.csl.diagnostics import CslError
 from openwafer.wafer.csl.ir import ColorConfig
 from openwafer.wafer.csl.placement import TileCode
@@ -30,7 +30,9 @@ def set_rectangle(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Va
     placement = _placement(sema, node)
     width, height = (sema.integer(frame, a) for a in node.arguments)
     if placement.size != (0, 0):
-        raise CslError(node.span, "@set_rectangle was called before; a program has one rectangle")
+        first = ("it was called here", placement.span)
+        raise CslError(node.span, "@set_rectangle is called twice; a program has one rectangle", first)
+    placement.size, placement.span = (max(1, width), max(1, height)), node.span
     limit = sema.arch.max_fabric
     if not (1 <= width <= limit[0] and 1 <= height <= limit[1]):
         raise CslError(
@@ -38,7 +40,6 @@ def set_rectangle(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Va
             f"a rectangle of {width} x {height} PEs is not possible on {sema.arch.name} "
             f"(1 x 1 to {limit[0]} x {limit[1]})",
         )
-    placement.size = width, height
     return VOID
 
 
@@ -49,7 +50,8 @@ def _tile(sema: Any, frame: Any, node: ast.BuiltinCall) -> tuple[int, int]:
     if placement.size == (0, 0):
         raise CslError(node.span, f"@{node.name} comes before @set_rectangle")
     if not (0 <= x < width and 0 <= y < height):
-        raise CslError(node.span, f"PE ({x}, {y}) is outside of the rectangle of {width} x {height}")
+        text = f"PE ({x}, {y}) is outside of the rectangle (x 0 to {width - 1}, y 0 to {height - 1})"
+        raise CslError(node.span, text, ("the rectangle is set here", placement.span))
     return x, y
 
 
@@ -58,7 +60,8 @@ def set_tile_code(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Va
     x, y = _tile(sema, frame, node)
     placement = sema.placement
     if (x, y) in placement.tiles:
-        raise CslError(node.span, f"PE ({x}, {y}) has code already")
+        code = sema.shown(placement.tiles[x, y].path)
+        raise CslError(node.span, f"PE ({x}, {y}) has code already: {code}", "a PE gets its code once")
     path = sema.resolve(frame.instance, sema.string(frame, node.arguments[2]), node.arguments[2].span)
     params: list[tuple[str, Const]] = []
     if len(node.arguments) > 3:
@@ -75,25 +78,29 @@ def set_color_config(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) ->
     count(node, 4)
     x, y = _tile(sema, frame, node)
     color = color_of(sema, frame, node.arguments[2])
-    if color in sema.placement.colors.get((x, y), ()):
-        raise CslError(node.span, f"color {color} of PE ({x}, {y}) is configured twice")
-    sema.placement.route(x, y, color, color_config(sema, frame, node.arguments[3], color))
+    made = color_config(sema, frame, node.arguments[3], color)
+    first = sema.placement.colors.get((x, y), {}).get(color)
+    if first is not None:
+        text = f"color {color} of PE ({x}, {y}) is configured twice"
+        raise CslError(node.span, text, ("it is configured here", first.span))
+    sema.placement.route(x, y, color, made)
     return VOID
 
 
 def set_local_color_config(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 2)
-    if sema.program is None:
-        raise CslError(node.span, "@set_local_color_config belongs to a PE program")
+    program = at_start(sema, frame, node)
     color = color_of(sema, frame, node.arguments[0])
-    if color in sema.program.colors:
-        raise CslError(node.span, f"color {color} is configured twice")
-    sema.program.colors[color] = color_config(sema, frame, node.arguments[1], color)
+    made = color_config(sema, frame, node.arguments[1], color)
+    if color in program.colors:
+        first = ("it is configured here", program.colors[color].span)
+        raise CslError(node.span, f"color {color} is configured twice", first)
+    program.colors[color] = made
     return VOID
 
 
 def color_of(sema: Any, frame: Any, node: ast.Expr) -> int:
-    color = known_id(sema.constant(frame, node), node, "a color")
+    color = known_id(sema.constant(frame, node), node, "the color", kind=ty.COLOR)
     if not 0 <= color < NUM_COLORS:
         raise CslError(node.span, f"color {color} cannot be routed (0 to {NUM_COLORS - 1})")
     return color
@@ -105,9 +112,9 @@ def directions(value: Any, node: ast.Node) -> int:
         return 1 << value.value
     if isinstance(value, Const) and isinstance(value.value, StructValue):
         return sum({directions(own, node) for _, own in value.value.fields})
-    if isinstance(value, Const) and isinstance(value.value, ArrayValue):
+    if isinstance(value, Const) and isinstance(value.type, ty.Array) and value.type.element == ty.DIRECTION:
         return sum({1 << value.value.at(i) for i in range(value.value.count)})
-    raise CslError(node.span, "expected directions like .{WEST} or .{EAST, RAMP}")
+    raise CslError(node.span, f"expected directions like .{{WEST}} or .{{EAST, RAMP}}, found {value.type}")
 
 
 def color_config(sema: Any, frame: Any, node: ast.Expr, color: int) -> ColorConfig:
@@ -127,7 +134,10 @@ def color_config(sema: Any, frame: Any, node: ast.Expr, color: int) -> ColorConf
         if "pop_mode" in switches:
             modes = _struct(switches, "pop_mode")
             chosen = [name for name in modes if flag(modes, name)]
-            pop = Pop(_POPS[chosen[0]]) if chosen and chosen[0] in _POPS else Pop.NO_POP
+            if len(chosen) != 1 or chosen[0] not in _POPS:
+                raise CslError(switches["pop_mode"][1].span, f".pop_mode is one of {', '.join(f'.{n}' for n in _POPS)}")
+            pop = Pop(_POPS[chosen[0]])
+    _check_sides(positions, options, color)
     swaps = {**options, **base}
     swap = flag(swaps, "color_swap_x") | flag(swaps, "color_swap_y") << 1
     return ColorConfig(
@@ -138,7 +148,20 @@ def color_config(sema: Any, frame: Any, node: ast.Expr, color: int) -> ColorConf
         _filter(options),
         flag(options, "teardown"),
         swap,
+        node.span,
     )
+
+
+def _check_sides(positions: list[tuple[int, int] | None] | None, options: Config, color: int) -> None:
+    """What comes in goes out."""
+    for place, position in enumerate(positions or []):
+        if position is None or bool(position[0]) == bool(position[1]):
+            continue
+        where = options["routes" if place == 0 and "routes" in options else "switches"][1].span
+        side, missing = ("tx", "rx") if not position[0] else ("rx", "tx")
+        which = f"switch position {place} of color {color}" if place else f"the route of color {color}"
+        listed = ", ".join(port.name for port in Port if position[side == "tx"] >> port & 1)
+        raise CslError(where, f"{which} has .{side} = .{{{listed}}} and no .{missing}", f"add .{missing} = .{{...}}")
 
 
 def _positions(sema: Any, switches: Config, rx: int, tx: int) -> list[tuple[int, int] | None]:
@@ -182,7 +205,8 @@ def _struct(options: Config, name: str) -> Config:
         return {}
     value, node = options[name]
     if not isinstance(value, Const) or not isinstance(value.value, StructValue):
-        raise CslError(node.span, f".{name} must be a struct like .{{ .field = value }}")
+        found = f", found {value.type}"
+        raise CslError(node.span, f".{name} must be a struct like .{{ .field = value }}{found}")
     return {key: (own, node) for key, own in value.value.fields}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from openwafer.wafer.csl import ast, ir
 from openwafer.wafer.csl import types as ty
-from openwafer.wafer.csl.builtins.arguments import config, count
+from openwafer.wafer.csl.builtins.arguments import at_start, config, count
 from openwafer.wafer.csl.comptime import VOID, Const, PointerValue
 from openwafer.wafer.csl.diagnostics import CslError
 from openwafer.wafer.csl.scope import FunctionValue, MemoryPlace, Value
@@ -28,6 +28,10 @@ def export_name(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Valu
     if sema.placement is None:
         raise CslError(node.span, "@export_name belongs to the layout", "a PE program uses @export_symbol")
     name = sema.string(frame, node.arguments[0])
+    if name in sema.placement.exports:
+        first = ("it is declared here", sema.spans[node.name, name])
+        raise CslError(node.arguments[0].span, f'@export_name declares "{name}" twice', first)
+    sema.spans[node.name, name] = node.span
     kind = sema.type(frame, node.arguments[1])
     mutable = len(node.arguments) > 2 and sema.constant(frame, node.arguments[2], ty.BOOL).value
     sema.placement.exports[name] = (str(kind), mutable)
@@ -38,6 +42,7 @@ def export_symbol(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Va
     count(node, 1, 2)
     if sema.program is None:
         raise CslError(node.span, "@export_symbol belongs to a PE program", "the layout uses @export_name")
+    at_start(sema, frame, node)
     target = node.arguments[0]
     found = sema.expr(frame, target)
     if len(node.arguments) > 1:
@@ -45,7 +50,10 @@ def export_symbol(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Va
     elif isinstance(target, ast.Name):
         name = target.text
     else:
-        raise CslError(node.span, "@export_symbol needs a name as its second argument here")
+        raise CslError(node.span, "@export_symbol needs a name here", '@export_symbol(value, "name")')
+    first = sema.spans.setdefault((node.name, name), node.span)
+    if first is not node.span:
+        raise CslError(node.span, f'"{name}" is exported twice', ("it is exported here", first))
     sema.program.symbols.append(_symbol(sema, found, name, node))
     return VOID
 
@@ -56,7 +64,8 @@ def _symbol(sema: Any, found: Any, name: str, node: ast.BuiltinCall) -> ir.Symbo
         assert isinstance(found.type, ty.FunctionType)
         kinds = dict(zip((p.name for p in declaration.parameters), found.type.parameters, strict=True))
         if len(kinds) > 15:
-            raise CslError(node.span, f"{name} takes {len(kinds)} arguments; the host can give at most 15")
+            text = f"{name} takes {len(kinds)} arguments; the host can give at most 15"
+            raise CslError(node.span, text, ("declared here", declaration.span))
         function = sema.lower(found.value, {}, kinds, found.type.result)
         return ir.Symbol(name, None, function, False, str(found.type), False, tuple(map(str, kinds.values())))
     if isinstance(found, Const) and isinstance(found.value, PointerValue) and isinstance(found.type, ty.Pointer):

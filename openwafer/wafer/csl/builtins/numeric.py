@@ -6,7 +6,7 @@ from typing import Any
 
 from openwafer.wafer.csl import ast, ir
 from openwafer.wafer.csl import types as ty
-from openwafer.wafer.csl.builtins.arguments import count
+from openwafer.wafer.csl.builtins.arguments import at_run_time, count
 from openwafer.wafer.csl.comptime import (
     VOID,
     ArrayValue,
@@ -17,7 +17,7 @@ from openwafer.wafer.csl.comptime import (
     scalar_bits,
     to_float,
 )  # fmt: skip
-from openwafer.wafer.csl.diagnostics import CslError, Diagnostic
+from openwafer.wafer.csl.diagnostics import CslError, Diagnostic, among
 from openwafer.wafer.csl.scope import RangeValue, Run, Value
 from openwafer.wafer.csl.sema import RANGE, convert
 
@@ -33,7 +33,7 @@ def as_(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     if kind == ty.BOOL and own is not None:
         return Run(kind, ir.Compare(ir.Op.NE, own, value.expr, ir.Const(0, own)))
     if ty.scalar(kind) is None or own is None or isinstance(kind, ty.Pointer):
-        raise CslError(node.span, f"@as cannot turn {have} into {kind}")
+        raise CslError(node.span, f"@as cannot turn {have} into {kind}", _AS)
     return Run(kind, convert(value.expr, have, kind))
 
 
@@ -50,7 +50,7 @@ def cast(kind: ty.Type, value: Const, node: ast.BuiltinCall) -> Any:
         if isinstance(kind, ty.Int | ty.Enum) or kind == ty.COMPTIME_INT:
             base = kind.base if isinstance(kind, ty.Enum) else kind
             if known != known or known in (float("inf"), float("-inf")):
-                raise CslError(node.span, f"{known} has no integer value")
+                raise CslError(node.arguments[1].span, f"{known} has no integer value")
             whole = int(known)
             if isinstance(base, ty.Int) and isinstance(known, float):
                 return max(base.low, min(base.high, whole))
@@ -59,7 +59,10 @@ def cast(kind: ty.Type, value: Const, node: ast.BuiltinCall) -> Any:
             return known
     if kind == value.type:
         return known
-    raise CslError(node.span, f"@as cannot turn {value.type} into {kind}")
+    raise CslError(node.span, f"@as cannot turn {value.type} into {kind}", _AS)
+
+
+_AS = "@as converts numbers, bools, enums and ids; @bitcast keeps the bits, @ptrcast changes what a pointer points to"
 
 
 def bitcast(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
@@ -75,7 +78,8 @@ def bitcast(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
         value = sema.coerce(value, have, node.span)
     source, target = ty.scalar(have), ty.scalar(kind)
     if source is None or target is None or ty.size_bytes(have) != ty.size_bytes(kind):
-        raise CslError(node.span, f"@bitcast needs two scalars of one size, found {have} and {kind}")
+        sizes = [f"{t} of {ty.size_bytes(t)} bytes" if ty.scalar(t) else str(t) for t in (have, kind)]
+        raise CslError(node.span, f"@bitcast needs two scalars of one size, found {' and '.join(sizes)}")
     if isinstance(value, Const):
         if isinstance(value.value, PointerValue):
             return Run(kind, ir.Reinterpret(target, source, sema.runtime(value, node.span)))
@@ -92,7 +96,8 @@ def ptrcast(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     kind = sema.type(frame, node.arguments[0])
     value = sema.value(frame, node.arguments[1])
     if not isinstance(kind, ty.Pointer) or not isinstance(value.type, ty.Pointer):
-        raise CslError(node.span, f"@ptrcast turns a pointer into a pointer, found {value.type} and {kind}")
+        wrong = f"a value of type {value.type}" if isinstance(kind, ty.Pointer) else f"the type {kind}"
+        raise CslError(node.span, f"@ptrcast turns a pointer into a pointer, found {wrong}")
     return Const(kind, value.value) if isinstance(value, Const) else Run(kind, value.expr)
 
 
@@ -113,10 +118,14 @@ def constants(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
 def range_(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 2, 4)
     kind = sema.type(frame, node.arguments[0])
+    if not isinstance(kind, ty.Int) and kind != ty.COMPTIME_INT:
+        raise CslError(node.arguments[0].span, f"@range counts in integers, found {kind}")
     values = [sema.value(frame, a, kind) for a in node.arguments[1:]]
     zero, one = Const(kind, 0), Const(kind, 1)
     start, stop = (zero, values[0]) if len(values) == 1 else values[:2]
     step = values[2] if len(values) > 2 else one
+    if isinstance(step, Const) and step.value == 0:
+        raise CslError(node.arguments[3].span, "a range cannot have steps of 0")
     return Const(RANGE, RangeValue(kind, start, stop, step))
 
 
@@ -168,7 +177,7 @@ def get_int(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 1)
     value = sema.value(frame, node.arguments[0])
     if not isinstance(value.type, ty.Opaque | ty.Enum | ty.Int) and value.type != ty.COMPTIME_INT:
-        raise CslError(node.span, f"@get_int needs a color or an id, found {value.type}")
+        raise CslError(node.arguments[0].span, f"@get_int needs a color or an id, found {value.type}")
     return Const(ty.U16, value.value) if isinstance(value, Const) else Run(ty.U16, value.expr)
 
 
@@ -192,7 +201,8 @@ def _array_type(sema: Any, frame: Any, node: ast.BuiltinCall) -> ty.Array:
     count(node, 1)
     kind = sema.type(frame, node.arguments[0])
     if not isinstance(kind, ty.Array):
-        raise CslError(node.span, f"@{node.name} needs an array type, found {kind}")
+        text = f"@{node.name} needs an array type, found {kind}"
+        raise CslError(node.arguments[0].span, text)
     return kind
 
 
@@ -217,7 +227,7 @@ def _field_of(sema: Any, frame: Any, node: ast.BuiltinCall) -> Const | None:
     count(node, 2)
     value = sema.constant(frame, node.arguments[0])
     if not isinstance(value.value, StructValue):
-        raise CslError(node.span, f"@{node.name} needs a struct, found {value.type}")
+        raise CslError(node.arguments[0].span, f"@{node.name} needs a struct, found {value.type}")
     return value.value.get(sema.string(frame, node.arguments[1]))
 
 
@@ -228,7 +238,8 @@ def has_field(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
 def field(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     found = _field_of(sema, frame, node)
     if found is None:
-        raise CslError(node.span, f'the struct has no field "{sema.string(frame, node.arguments[1])}"')
+        name, names = sema.string(frame, node.arguments[1]), sema.constant(frame, node.arguments[0]).value.names
+        raise CslError(node.arguments[1].span, f'the struct has no field "{name}"{among(name, names)}')
     return found
 
 
@@ -253,20 +264,21 @@ def is_comptime(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Valu
 
 def random16(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 0)
-    if frame.is_comptime:
-        raise CslError(node.span, "@random16 gives its numbers at run time")
+    at_run_time(frame, node)
     return Run(ty.U16, ir.Random16())
 
 
 def get_config(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 1)
+    at_run_time(frame, node)
     return Run(ty.U16, ir.ReadConfig(sema.runtime(sema.value(frame, node.arguments[0], ty.U16), node.span)))
 
 
 def set_config(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 2)
+    out = at_run_time(frame, node)
     address, value = (sema.runtime(sema.value(frame, a, ty.U16), a.span) for a in node.arguments)
-    frame.out.append(ir.WriteConfig(address, value))
+    out.append(ir.WriteConfig(address, value))
     return VOID
 
 
@@ -275,7 +287,7 @@ def _range_part(part: str) -> Any:
         count(node, 1)
         value = sema.value(frame, node.arguments[0])
         if not isinstance(value, Const) or not isinstance(value.value, RangeValue):
-            raise CslError(node.span, f"@range_{part} takes a @range, found {value.type}")
+            raise CslError(node.arguments[0].span, f"@range_{part} takes a @range, found {value.type}")
         return getattr(value.value, part)
 
     return read

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from openwafer.wafer.arch import NUM_CONTROL_TASKS, NUM_MICROTHREADS, TEARDOWN_TASK_ID
+from openwafer.wafer.arch import NUM_COLORS, NUM_CONTROL_TASKS, NUM_MICROTHREADS, TEARDOWN_TASK_ID
 from openwafer.wafer.csl import ast, ir
 from openwafer.wafer.csl import types as ty
-from openwafer.wafer.csl.builtins.arguments import config, count, known_id
+from openwafer.wafer.csl.builtins.arguments import at_run_time, at_start, config, count, in_program, known_id
 from openwafer.wafer.csl.comptime import VOID, Const
 from openwafer.wafer.csl.diagnostics import CslError
 from openwafer.wafer.csl.scope import FunctionValue, Run, Value
@@ -20,6 +20,8 @@ def _id(kind: ty.Opaque, limit: Any) -> Any:
         count(node, 1)
         value = sema.value(frame, node.arguments[0])
         if isinstance(value, Run):
+            if not isinstance(value.type, ty.Int | ty.Opaque):
+                raise CslError(node.arguments[0].span, f"@{node.name} needs an integer, found {value.type}")
             return Run(kind, value.expr)
         number = known_id(value, node.arguments[0], f"@{node.name}")
         allowed = limit(sema.arch)
@@ -47,23 +49,42 @@ def get_data_task_id(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) ->
     return Const(ty.DATA_TASK, known_id(value, node.arguments[0], "@get_data_task_id"))
 
 
-def _task(sema: Any, frame: Any, node: ast.BuiltinCall) -> tuple[FunctionValue, int]:
+def _task(sema: Any, frame: Any, node: ast.BuiltinCall, kind: TaskKind, allowed: range) -> tuple[FunctionValue, int]:
+    """The task and the id that it is bound to from here on."""
     count(node, 2)
-    if sema.program is None:
-        raise CslError(node.span, f"@{node.name} belongs to a comptime block of a PE program")
+    at_start(sema, frame, node)
     found = sema.constant(frame, node.arguments[0])
-    if not isinstance(found.value, FunctionValue) or not found.value.declaration.is_task:
-        raise CslError(node.arguments[0].span, "expected the name of a task", "a task is declared with task, not fn")
-    return found.value, known_id(sema.constant(frame, node.arguments[1]), node.arguments[1], f"@{node.name}")
-
-
-def _bind(sema: Any, node: ast.BuiltinCall, function: FunctionValue, kind: TaskKind, number: int) -> None:
-    key = (id(function.instance), function.declaration.name)
-    for other, (other_kind, other_number, span) in sema.bindings.items():
-        same_space = (kind == TaskKind.CONTROL) == (other_kind == TaskKind.CONTROL)
-        if same_space and other_number == number:
-            raise CslError(node.span, f"id {number} is bound twice", (f"the first, to {other[1]}, is here", span))
+    if not isinstance(found.value, FunctionValue):
+        raise CslError(node.arguments[0].span, f"expected the name of a task, found a value of type {found.type}")
+    declaration = found.value.declaration
+    if not declaration.is_task:
+        span = node.arguments[0].span
+        declared = ("a task is declared with task, not fn", declaration.span)
+        raise CslError(span, f"expected the name of a task, {declaration.name} is a function", declared)
+    key = (id(found.value.instance), declaration.name)
+    before = sema.bindings.get(key)
+    sema.bindings[key] = (kind, None, node.span)  # known even if what follows has an error
+    value = sema.constant(frame, node.arguments[1])
+    number = known_id(value, node.arguments[1], f"the id of {declaration.name}", allowed, _ID_TYPES[kind])
+    if before is not None:
+        raise CslError(node.span, f"{declaration.name} is bound twice", ("it is bound here already", before[2]))
+    _check_free(sema, node, declaration.name, kind, number)
     sema.bindings[key] = (kind, number, node.span)
+    return found.value, number
+
+
+def _check_free(sema: Any, node: ast.BuiltinCall, name: str, kind: TaskKind, number: int) -> None:
+    """No other task has the id; a data task of WSE-2 shares the numbers of local tasks."""
+    for other, (other_kind, other_number, span) in sema.bindings.items():
+        same_space = kind == other_kind or (
+            TaskKind.CONTROL not in (kind, other_kind) and not sema.arch.data_task_is_queue
+        )
+        if same_space and other_number == number:
+            text = f"id {number} is bound twice, to {other[1]} and to {name}"
+            raise CslError(node.span, text, (f"{other[1]} is bound to it here", span), "give one of them another id")
+
+
+_ID_TYPES = {TaskKind.LOCAL: ty.LOCAL_TASK, TaskKind.DATA: ty.DATA_TASK, TaskKind.CONTROL: ty.CONTROL_TASK}
 
 
 def _lower(sema: Any, function: FunctionValue) -> ir.Function:
@@ -73,27 +94,39 @@ def _lower(sema: Any, function: FunctionValue) -> ir.Function:
 
 
 def bind_local_task(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
-    function, number = _task(sema, frame, node)
+    function, number = _task(sema, frame, node, TaskKind.LOCAL, range(64))
     if number not in sema.arch.local_task_ids:
         ids = sema.arch.local_task_ids
-        raise CslError(node.span, f"local task id {number} does not exist on {sema.arch.name} ({ids[0]} to {ids[-1]})")
+        text = f"local task id {number} does not exist on {sema.arch.name} ({ids[0]} to {ids[-1]})"
+        raise CslError(node.arguments[1].span, text)
     if function.declaration.parameters:
-        raise CslError(node.span, f"a local task takes no arguments; {function.declaration.name} does")
-    _bind(sema, node, function, TaskKind.LOCAL, number)
+        declared = ("declared here", function.declaration.span)
+        raise CslError(node.span, f"a local task takes no arguments; {function.declaration.name} does", declared)
     sema.later.append(lambda: sema.program.tasks.append(ir.Task(TaskKind.LOCAL, number, _lower(sema, function))))
     return VOID
 
 
+def _data_ids(arch: Any) -> range:
+    """Input queues or colors."""
+    return range(arch.num_input_queues) if arch.data_task_is_queue else range(NUM_COLORS)
+
+
 def _wavelet_task(kind: TaskKind) -> Any:
     def bind(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
-        function, number = _task(sema, frame, node)
+        allowed = range(NUM_CONTROL_TASKS) if kind == TaskKind.CONTROL else _data_ids(sema.arch)
+        function, number = _task(sema, frame, node, kind, allowed)
         kinds = sema.function_type(function.instance, function.declaration).parameters
         bits = tuple(ty.size_bytes(k) * 8 for k in kinds)
         limit = 32 if kind == TaskKind.DATA else 16
-        if any(ty.scalar(k) is None for k in kinds) or sum(bits) > limit:
-            raise CslError(node.span, f"the arguments of {function.declaration.name} must fit into {limit} bits")
+        declared = ("declared here", function.declaration.span)
+        for own in kinds:
+            if ty.scalar(own) is None:
+                text = f"{function.declaration.name} takes a {own}; a wavelet brings integers, floats, bools and ids"
+                raise CslError(node.span, text, declared)
+        if sum(bits) > limit:
+            text = f"{function.declaration.name} takes {sum(bits)} bits of arguments; a wavelet brings {limit}"
+            raise CslError(node.span, text, declared)
         signed = tuple(isinstance(k, ty.Int) and k.signed for k in kinds)
-        _bind(sema, node, function, kind, number)
         sema.later.append(
             lambda: sema.program.tasks.append(ir.Task(kind, number, _lower(sema, function), bits, signed))
         )
@@ -107,18 +140,18 @@ def completion(sema: Any, options: Any) -> ir.Completion:
     made = ir.Completion()
     if "activate" in options:
         value, node = options["activate"]
-        _later_id(sema, value, node, lambda number: setattr(made, "activate", number))
+        _later_id(sema, value, node, ".activate", lambda number: setattr(made, "activate", number))
     if "unblock" in options:
         value, node = options["unblock"]
         kind = Block.MICROTHREAD if value.type == ty.UT_ID else Block.TASK
         made.unblock_kind = kind
-        _later_id(sema, value, node, lambda number: setattr(made, "unblock_id", number))
+        _later_id(sema, value, node, ".unblock", lambda number: setattr(made, "unblock_id", number))
     return made
 
 
-def _later_id(sema: Any, value: Any, node: ast.Node, give: Any) -> None:
+def _later_id(sema: Any, value: Any, node: ast.Node, what: str, give: Any) -> None:
     if not (isinstance(value, Const) and isinstance(value.value, FunctionValue)):
-        give(known_id(value, node, "the id"))
+        give(known_id(value, node, what, _IDS))
         return
     function = value.value
     key = (id(function.instance), function.declaration.name)
@@ -129,13 +162,19 @@ def _later_id(sema: Any, value: Any, node: ast.Node, give: Any) -> None:
                 node.span,
                 f"{function.declaration.name} is never bound to an id",
                 ("declared here", function.declaration.span),
+                f"bind it in a comptime block, as with @bind_local_task({function.declaration.name}, id)",
             )
-        give(sema.bindings[key][1])
+        if sema.bindings[key][1] is not None:
+            give(sema.bindings[key][1])
 
     if key in sema.bindings:
         resolve()
     else:
         sema.later.append(resolve)
+
+
+_IDS = range(32)
+"""Ids that can be activated and blocked: tasks, colors, queues."""
 
 
 def _bit(op: Op) -> Any:
@@ -144,19 +183,26 @@ def _bit(op: Op) -> Any:
         found = sema.expr(frame, node.arguments[0])
         value = sema.load(frame, found, node.span)
         if isinstance(value, Const) and isinstance(value.value, FunctionValue):
-            raise CslError(node.span, f"@{node.name} takes an id, not the name of a task")
+            raise CslError(
+                node.arguments[0].span,
+                f"@{node.name} takes an id, not the name of a task",
+                f"use the id that {value.value.declaration.name} is bound to",
+            )
         kind = Block.MICROTHREAD if value.type == ty.UT_ID else Block.TASK
         if frame.is_comptime:
-            if sema.program is None:
-                raise CslError(node.span, f"@{node.name} belongs to a PE program")
-            bit = 1 << known_id(value, node, f"@{node.name}")
+            program = in_program(sema, node)
+            bit = 1 << known_id(value, node.arguments[0], f"the id of @{node.name}", _IDS)
             if op == Op.ACTIVATE:
-                sema.program.activated |= bit
+                program.activated |= bit
             elif op == Op.BLOCK:
-                sema.program.blocked |= bit
+                program.blocked |= bit
             else:
-                sema.program.blocked &= ~bit
+                program.blocked &= ~bit
             return VOID
+        if isinstance(value, Const):
+            known_id(value, node.arguments[0], f"the id of @{node.name}", _IDS)
+        elif not isinstance(value.type, ty.Int | ty.Opaque):
+            raise CslError(node.arguments[0].span, f"@{node.name} needs an id, found {value.type}")
         frame.out.append(ir.TaskBit(op, sema.runtime(value, node.span), kind, sema.place_of(node.span)))
         return VOID
 
@@ -165,17 +211,22 @@ def _bit(op: Op) -> Any:
 
 def initialize_queue(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 1, 2)
+    program = at_start(sema, frame, node)
     queue = sema.constant(frame, node.arguments[0])
     options = (
         config(sema, frame.comptime(), node.arguments[1], ("color", "priority")) if len(node.arguments) > 1 else {}
     )
     if queue.type not in (ty.INPUT_QUEUE, ty.OUTPUT_QUEUE):
-        raise CslError(node.span, f"@initialize_queue needs a queue, found {queue.type}")
+        raise CslError(
+            node.arguments[0].span, f"@initialize_queue needs a queue, found {queue.type}", "use @get_input_queue(n)"
+        )
     if "color" in options:
-        color = known_id(*options["color"], "the color of a queue")
-        colors = sema.program.input_queue_colors if queue.type == ty.INPUT_QUEUE else sema.program.output_queue_colors
+        color = known_id(*options["color"], "the color of a queue", range(NUM_COLORS), ty.COLOR)
+        colors = program.input_queue_colors if queue.type == ty.INPUT_QUEUE else program.output_queue_colors
+        first = sema.spans.setdefault((queue.type, queue.value), node.span)
         if queue.value in colors and colors[queue.value] != color:
-            raise CslError(node.span, f"{queue.type} {queue.value} has color {colors[queue.value]} already")
+            text = f"{queue.type} {queue.value} has color {colors[queue.value]} already, it cannot have {color} too"
+            raise CslError(node.span, text, ("it gets that color here", first), "a queue serves one color")
         colors[queue.value] = color
     return VOID
 
@@ -183,10 +234,16 @@ def initialize_queue(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) ->
 def _handler(sys_pending: Sys) -> Any:
     def set_handler(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
         count(node, 2)
-        function = sema.constant(frame, node.arguments[0]).value
-        number = known_id(sema.constant(frame, node.arguments[1]), node.arguments[1], f"@{node.name}")
+        at_start(sema, frame, node)
+        found = sema.constant(frame, node.arguments[0])
+        function = found.value
+        value = sema.constant(frame, node.arguments[1])
+        number = known_id(value, node.arguments[1], f"the second argument of @{node.name}", range(NUM_COLORS))
         if not isinstance(function, FunctionValue):
-            raise CslError(node.span, f"@{node.name} needs a function")
+            raise CslError(node.arguments[0].span, f"@{node.name} needs a function, found {found.type}")
+        before = sema.spans.setdefault((node.name, number), node.span)
+        if before is not node.span:
+            raise CslError(node.span, f"{number} has a handler already", ("it is set here", before))
         first = not sema.handlers
         sema.handlers[sys_pending.name, number] = None  # pyright: ignore[reportArgumentType]
 
@@ -214,8 +271,11 @@ def _system_task(sema: Any) -> None:
 
 def queue_flush(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 1)
+    out = at_run_time(frame, node)
     queue = sema.value(frame, node.arguments[0])
-    frame.out.append(ir.SysCall(Sys.QUEUE_FLUSH, sema.runtime(queue, node.span), place=sema.place_of(node.span)))
+    if queue.type != ty.OUTPUT_QUEUE:
+        raise CslError(node.arguments[0].span, f"@queue_flush needs an output queue, found {queue.type}")
+    out.append(ir.SysCall(Sys.QUEUE_FLUSH, sema.runtime(queue, node.span), place=sema.place_of(node.span)))
     return VOID
 
 

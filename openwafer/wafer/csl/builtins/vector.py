@@ -7,14 +7,17 @@ from typing import Any
 
 from openwafer.wafer.csl import ast, ir
 from openwafer.wafer.csl import types as ty
-from openwafer.wafer.csl.builtins.arguments import Config, config, count, flag, number
+from openwafer.wafer.csl.builtins.arguments import Config, at_run_time, config, count, flag, number
 from openwafer.wafer.csl.builtins.dsd import priority
+from openwafer.wafer.csl.builtins.forms import form
 from openwafer.wafer.csl.builtins.tasks import completion
 from openwafer.wafer.csl.comptime import VOID, Const, DsrValue
 from openwafer.wafer.csl.diagnostics import CslError
 from openwafer.wafer.csl.scope import FunctionValue, Value
 from openwafer.wafer.isa import DsdKind, V
 
+MAX_ITERATORS = 7
+"""DSDs that one @map reads; one more iterator takes its result."""
 _OPTIONS = ("async", "activate", "unblock", "ut_id", "priority", "index", "on_control")
 
 
@@ -62,8 +65,7 @@ ROWS = _rows()
 def operation(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     row = ROWS[node.name]
     count(node, 1 + len(row.sources), 2 + len(row.sources))
-    if frame.is_comptime:
-        raise CslError(node.span, f"@{node.name} happens at run time only")
+    out = at_run_time(frame, node)
     has_options = len(node.arguments) > 1 + len(row.sources)
     options: Config = config(sema, frame, node.arguments[-1], _OPTIONS) if has_options else {}
     dest = _operand(sema, frame, node, 0, row.dest, is_dest=True)
@@ -79,7 +81,7 @@ def operation(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
         completion(sema, options), number(options, "ut_id", None, 0, 7), priority(options), index,
         sema.place_of(node.span),
     )  # fmt: skip
-    frame.out.append(vector)
+    out.append(vector)
     return VOID
 
 
@@ -100,7 +102,8 @@ def _operand(sema: Any, frame: Any, node: ast.BuiltinCall, index: int, kind: ty.
     if isinstance(have, ty.Pointer):
         target = have.target.element if isinstance(have.target, ty.Array) else have.target
         if ty.size_bytes(target) != ty.size_bytes(kind):
-            raise CslError(argument.span, f"@{node.name} needs elements of {ty.size_bytes(kind)} bytes, found {target}")
+            text = f"@{node.name} needs elements of {ty.size_bytes(kind)} bytes, {target} has {ty.size_bytes(target)}"
+            raise CslError(argument.span, text)
         return ir.Operand(ir.OperandKind.POINTER, sema.runtime(value, argument.span))
     if is_dest:
         raise CslError(argument.span, f"a destination is a DSD, a DSR, a FIFO or a pointer, not a value of type {have}")
@@ -113,11 +116,13 @@ def _scalar(sema: Any, value: Value, kind: ty.Type, argument: ast.Expr, node: as
         assert isinstance(value, Const)
         if isinstance(kind, ty.Int) and have == ty.COMPTIME_INT:
             if not -(1 << kind.bits - 1) <= value.value < 1 << kind.bits:
-                raise CslError(argument.span, f"value {value.value} does not fit {kind.bits} bits")
+                low, high = -(1 << kind.bits - 1), (1 << kind.bits) - 1
+                raise CslError(argument.span, f"value {value.value} does not fit {kind.bits} bits ({low} to {high})")
             return ir.Const(kind.wrap(value.value), ty.scalar(kind))  # pyright: ignore[reportArgumentType]
         return sema.runtime(sema.coerce(value, kind, argument.span), argument.span)
     if ty.scalar(have) is None or ty.size_bytes(have) != ty.size_bytes(kind):
-        raise CslError(argument.span, f"@{node.name} needs {kind} here, found {have}")
+        text = f"@{node.name} needs a DSD or a value of type {kind} here, found {have}"
+        raise CslError(argument.span, text, *([f"convert it with @as({kind}, ...)"] if ty.scalar(have) else []))
     return sema.runtime(value, argument.span)
 
 
@@ -137,17 +142,16 @@ def _check(sema: Any, node: ast.BuiltinCall, dest: ir.Operand, sources: list[ir.
             raise CslError(argument.span, "a fabout_dsd cannot be a source")
         inputs += _kind(source) == DsdKind.FABIN
     if inputs > sema.arch.fabric_inputs:
-        raise CslError(
-            node.span, f"an operation of {sema.arch.name} reads at most {sema.arch.fabric_inputs} fabric operand",
-            "receive one of them into memory or a FIFO first",
-        )  # fmt: skip
+        most = f"an operation of {sema.arch.name} reads at most {sema.arch.fabric_inputs} fabric operand"
+        raise CslError(node.span, f"{most}, this reads {inputs}", "receive one of them into memory or a FIFO first")
     operands = [dest, *sources]
     local = all(
         o.kind in (ir.OperandKind.SCALAR, ir.OperandKind.POINTER) or _kind(o) in (DsdKind.MEM1D, DsdKind.MEM4D)
         for o in operands
     )
     if flag(options, "async") and local:
-        raise CslError(node.span, "an asynchronous operation needs a fabric or FIFO operand")
+        text = "an asynchronous operation needs a fabric or FIFO operand"
+        raise CslError(options["async"][1].span, text, "operations on memory alone are done when the next begins")
     for name in ("activate", "unblock"):
         if name in options and not flag(options, "async"):
             raise CslError(options[name][1].span, f".{name} needs .async = true")
@@ -156,7 +160,8 @@ def _check(sema: Any, node: ast.BuiltinCall, dest: ir.Operand, sources: list[ir.
 def map_(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     """A loop that calls a function for every element; iterators bring elements and take the result."""
     if len(node.arguments) < 2:
-        raise CslError(node.span, "@map takes a function and its operands")
+        raise CslError(node.span, "@map takes a function and its operands", f"its form is {form('map', 1)}")
+    out = at_run_time(frame, node)
     found = sema.constant(frame, node.arguments[0])
     if not isinstance(found.value, FunctionValue):
         raise CslError(node.arguments[0].span, f"@map needs a function, found {found.type}")
@@ -168,23 +173,24 @@ def map_(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     if given != len(parameters) + returns:
         raise CslError(
             node.span,
-            f"@map of {function.declaration.name} takes {len(parameters) + returns} operands, {given} are given",
+            f"@map of {function.declaration.name} takes {len(parameters) + returns} operands, found {given}",
+            ("one for each parameter, and one for the result if there is one", function.declaration.span),
         )
     iterators: list[int] = []
     passed: list[Any] = []
     opened: list[ir.Stmt] = []
     for parameter, kind, argument in zip(parameters, kinds, node.arguments[1:], strict=False):
         passed.append(_map_argument(sema, frame, parameter, kind, argument, iterators, opened))
-    frame.out += opened
+    out += opened
     actual = {p.name: kind for p, (kind, _) in zip(parameters, passed, strict=True)}
     inner = [expr for _, expr in passed]
     result = found.type.result
     target = sema.lower(function, {}, actual, result)
     call = ir.Call(target, inner, sema.place_of(node.span))
     if not returns:
-        frame.out.append(ir.IterLoop(iterators, [ir.Evaluate(call)]))
+        out.append(ir.IterLoop(iterators, [ir.Evaluate(call)]))
         return VOID
-    frame.out += _map_result(sema, frame, node, result, call, iterators)
+    out += _map_result(sema, frame, node, result, call, iterators)
     return VOID
 
 
@@ -212,6 +218,8 @@ def _map_argument(
     if own is None:
         raise CslError(argument.span, f"not supported yet: @map over elements of type {kind}")
     number = len(iterators)
+    if number == MAX_ITERATORS:
+        raise CslError(argument.span, f"@map goes over at most {MAX_ITERATORS} DSDs")
     iterators.append(number)
     opened.append(ir.IterOpen(number, operand, sema.place_of(argument.span)))
     return kind, ir.IterGet(number, own, sema.place_of(argument.span))
@@ -236,7 +244,8 @@ def _map_result(
     elif isinstance(value, Const) and isinstance(value.value, DsrValue):
         operand = ir.Operand(ir.OperandKind.DSR, dsr=(value.value.file, value.value.register))  # pyright: ignore
     else:
-        raise CslError(argument.span, f"the result of @map goes to a DSD, a FIFO or a pointer, not to {value.type}")
+        text = f"the result of @map goes to a DSD, a FIFO or a pointer, not to a value of type {value.type}"
+        raise CslError(argument.span, text)
     opened = ir.IterOpen(number, operand, place)
     return [opened, ir.IterLoop([*iterators, number], [ir.IterPut(number, own, call, place)])]
 
