@@ -213,9 +213,8 @@ def initialize_queue(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) ->
     count(node, 1, 2)
     program = at_start(sema, frame, node)
     queue = sema.constant(frame, node.arguments[0])
-    options = (
-        config(sema, frame.comptime(), node.arguments[1], ("color", "priority")) if len(node.arguments) > 1 else {}
-    )
+    more = node.arguments[1:]
+    options = config(sema, frame.comptime(), more[0], ("color", "priority")) if more else {}
     if queue.type not in (ty.INPUT_QUEUE, ty.OUTPUT_QUEUE):
         raise CslError(
             node.arguments[0].span, f"@initialize_queue needs a queue, found {queue.type}", "use @get_input_queue(n)"
