@@ -48,7 +48,7 @@ MISTAKES = [
      "comptime { @bind_local_task(t, @get_local_task_id(9)); @bind_local_task(u, @get_local_task_id(9)); }",
      "id 9 is bound twice"),
     ("var big = @zeros([12000]f32); var more = @zeros([900]f32);\nfn run() void { big[0] = more[0]; }\ncomptime { @export_symbol(run); }",
-     r"needs [\d,]+ bytes of memory, a PE has 49,152(.|\n)*big takes 48,000(.|\\n)*more takes 3,600"),
+     r"needs [\d,]+ bytes of memory, a PE has 49,152(.|\n)*big takes 48,000(.|\n)*more takes 3,600"),
 ]  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Every mistake the compiler knows, one small program each: what is reported, where, and that nothing else is.
 
 A file in diagnostics/ says `// error: REGEX`, `// warning: REGEX` or `// note: REGEX` on the line where that is reported
-(`// ^ error: REGEX`: on the line before; `// nowhere error: REGEX`: without a line). It is the program of a single PE,
+(`// ^ error: REGEX`: on the line before; `// nowhere error: REGEX`: without a line; `// in FILE error: REGEX`: in a
+file of the library). It is the program of a single PE,
 or a root file if it has `// layout`; `// options: ...` are cslc's. Files in diagnostics/parts are what others import.
 """
 
@@ -28,12 +29,12 @@ FOLDER = Path(__file__).parent / "diagnostics"
 COMPILER = Path(module.__file__).parent
 CASES = sorted(FOLDER.glob("*.csl"))
 LAYOUT = 'layout {{ @set_rectangle(1, 1); @set_tile_code(0, 0, "{}"); }}'
-_WORD = re.compile(r"//\s*(\^ |nowhere )?(error|warning|note): (.*?)(?=\s+// |$)")
+_WORD = re.compile(r"//\s*(\^ |nowhere |in \S+ )?(error|warning|note): (.*?)(?=\s+// |$)")
 _REPORT = re.compile(r"(?:(.+?):(\d+):(\d+): )?(error|warning|note): (.*)")
 
 
 class Said(NamedTuple):
-    """One message: file and line, or "" and 0; of a note without a place those of what it belongs to."""
+    """One message: file and line, "" and 0 without them, 0 in the library; a note without a place is where its error is."""
 
     file: str
     line: int
@@ -53,8 +54,12 @@ def expected(path: Path) -> list[Said]:
 def _wanted(name: str, text: str) -> Iterator[Said]:
     for number, line in enumerate(text.splitlines(), 1):
         for where, kind, regex in _WORD.findall(line):
-            yield Said("" if where == "nowhere " else name, number - (where == "^ ") if where != "nowhere " else 0,
-                       kind, regex)  # fmt: skip
+            if where.startswith("in "):
+                yield Said(where[3:-1], 0, kind, regex)
+            elif where == "nowhere ":
+                yield Said("", 0, kind, regex)
+            else:
+                yield Said(name, number - (where == "^ "), kind, regex)
 
 
 def reported(path: Path, folder: Path) -> list[Said]:
@@ -81,7 +86,7 @@ def _parsed(text: str) -> Iterator[Said]:
         if match is None:
             continue
         path, number, _, kind, message = match.groups()
-        place = (_relative(path), int(number)) if path else ("", 0)
+        place = (_relative(path), 0 if path.startswith("<") else int(number)) if path else ("", 0)
         if kind != "note":
             file, line = place
         yield Said(*(place if path or kind != "note" else (file, line)), kind, message)
