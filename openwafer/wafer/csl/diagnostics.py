@@ -15,6 +15,8 @@ from openwafer.wafer.csl.ast import Span
 from openwafer.wafer.csl.source import Sources
 
 MAX_ERRORS = 20
+LIKENESS = 0.67
+"""Of two names, for the one to be taken for a misspelling of the other; chosen."""
 MAX_LISTED = 12
 """How many names a message lists when none of them is near."""
 _TAB = "    "
@@ -167,5 +169,5 @@ def among(name: str, known: Iterable[str]) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean "x"?`, or nothing if no known name is near."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name, list(known), 1, LIKENESS)
     return f'; did you mean "{close[0]}"?' if close else ""

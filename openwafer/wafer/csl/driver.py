@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,9 @@ from openwafer.wafer.csl.ir import ColorConfig, IrProgram
 from openwafer.wafer.csl.placement import Placement, TileCode
 from openwafer.wafer.csl.sema import Compilation, analyze_layout, analyze_program, too_deep
 from openwafer.wafer.image import Image, Program, Route
+
+RECURSION = 20_000
+"""Python calls for the compiler: enough for the nesting that parser and sema allow."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,16 @@ def compile_placement(placement: Placement, options: Options) -> Image:
 
 def _reported(compilation: Compilation, made: Callable[[], Image]) -> Image:
     """What `made` gives, its errors as one CompileFailed."""
+    depth = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(depth, RECURSION))
     try:
         return made()
     except RecursionError:
         compilation.diagnostics.report(too_deep(None))
     except CslError as error:
         compilation.diagnostics.report(error)
+    finally:
+        sys.setrecursionlimit(depth)
     compilation.diagnostics.check()
     raise AssertionError("an error was not reported")
 
@@ -169,21 +177,25 @@ def _route(config: ColorConfig, color: int, pe: tuple[int, int]) -> Route | None
 def _check_placement(placement: Placement, options: Options) -> None:
     width, height = placement.size
     if placement.size == (0, 0):
-        raise CslError(None, "the layout never calls @set_rectangle")
+        raise CslError(placement.span, "the layout never calls @set_rectangle")
     missing = [(x, y) for y in range(height) for x in range(width) if (x, y) not in placement.tiles]
     if missing:
         raise CslError(
-            None, f"{len(missing)} of {width * height} PEs have no code, the first is {missing[0]}; use @set_tile_code"
+            placement.span,
+            f"{len(missing)} of {width * height} PEs have no code, the first is {missing[0]}; use @set_tile_code",
         )
     for colors in placement.colors.values():
         assert all(0 <= color < NUM_COLORS for color in colors)
     if options.fabric is None:
         return
+    limit, given = ARCHITECTURES[options.arch].max_fabric, f"--fabric-dims={options.fabric[0]},{options.fabric[1]}"
+    if options.fabric[0] > limit[0] or options.fabric[1] > limit[1]:
+        raise CslError(None, f"{given} is more than {options.arch} has ({limit[0]},{limit[1]})")
     margin = (7, 2) if options.memcpy else (options.offset[0], options.offset[1])
     needed = width + margin[0], height + margin[1]
     if options.fabric[0] < needed[0] or options.fabric[1] < needed[1]:
         raise CslError(
             None,
-            f"--fabric-dims={options.fabric[0]},{options.fabric[1]} is too small: a rectangle of {width} x {height} "
-            f"needs at least {needed[0]},{needed[1]}",
+            f"{given} is too small: a rectangle of {width} x {height} needs at least {needed[0]},{needed[1]}",
+            ("the rectangle is set here", placement.span),
         )

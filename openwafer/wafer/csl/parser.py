@@ -100,7 +100,7 @@ class _Parser:
         if self.is_(text):
             return self.take()
         found = self.token.text if self.token.kind == PUNCTUATION else ""
-        hint = _HINTS.get((text, found), "")
+        hint = _HINTS.get((text, found), "") if text != ")" or "condition" in context else ""
         raise self.unexpected(f'expected "{text}" {context}', text in (";", ")", "]", "}") and not hint, hint)
 
     def unexpected(self, message: str, after: bool = False, hint: str = "") -> CslError:
@@ -155,7 +155,8 @@ class _Parser:
                 depth -= 1
                 if depth <= 0:
                     self.take()
-                    if self.token.text not in _GO_ON or (self.is_("}") and not top):
+                    over = self.begins_line() or self.begins_declaration() or (self.is_("}") and not top)
+                    if over and self.token.text not in _GO_ON:
                         return
                     depth = 0
                     continue
@@ -786,7 +787,7 @@ _HINTS = {
     (")", "="): 'to compare, write "=="',
     (";", ":"): "a label stands before a loop; a type stands after a name in const, var and param",
 }
-_GO_ON = frozenset((";", ")", "]", "}", ","))
+_GO_ON = frozenset((";", ")", "]", ","))
 """After a closing brace these belong to what holds the mistake."""
 _STATEMENTS = frozenset(
     ("const", "var", "if", "while", "for", "switch", "break", "continue", "return", "comptime", "inline")

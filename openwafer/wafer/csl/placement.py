@@ -15,6 +15,7 @@ class TileCode:
 
     path: str
     params: tuple[tuple[str, Any], ...]
+    span: Span | None = field(default=None, compare=False)
 
 
 @dataclass

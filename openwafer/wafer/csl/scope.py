@@ -70,9 +70,11 @@ class Instance:
     params: dict[str, Const]
     is_library: bool
     origin: Span | None = None
-    """Where it was imported first."""
+    """Where it was imported first, or its code placed."""
+    is_root: bool = False
     names: dict[str, Any] = field(default_factory=dict)
-    active: set[str] = field(default_factory=set)
+    active: list[str] = field(default_factory=list)
+    """Names whose declarations are under analysis, outermost first."""
 
 
 @dataclass(frozen=True)

@@ -120,10 +120,11 @@ def analyze_layout(
     if len(layouts) != 1:
         span = layouts[1].span if layouts else None
         raise CslError(span, f"{path} has {len(layouts) or 'no'} layout blocks; the root file needs exactly one")
+    assert sema.placement is not None
+    sema.placement.span = layouts[0].span
     sema.start(instance)
     sema.guarded(lambda: sema.block(Frame(instance, [{}]), layouts[0].block))
     compilation.diagnostics.check()
-    assert sema.placement is not None
     compilation.size = sema.placement.size
     compilation.exports = sema.placement.exports
     return sema.placement, {name: str(const.value) for name, const in given.items()}
@@ -132,7 +133,9 @@ def analyze_layout(
 def analyze_program(compilation: Compilation, tile: TileCode) -> ir.IrProgram:
     """The program of one PE type."""
     sema = Sema(compilation, program=ir.IrProgram(Path(tile.path).name))
-    instance = sema.instance(tile.path, dict(tile.params), None)
+    instance = sema.instance(tile.path, dict(tile.params), tile.span)
+    instance.is_root = True
+    sema.check_params(instance, tile.span)
     sema.start(instance)
     sema.finish()
     assert sema.program is not None
@@ -221,13 +224,17 @@ class Sema:
                 span, f"{_shown(found)}: no such file", f"a path is relative to {_shown(frame.instance.path)}"
             )
         instance = self.instance(found, params, span)
-        unknown = [name for name in params if not isinstance(instance.declarations.get(name), ast.ParamDecl)]
-        for name in unknown:
-            declared = [n for n, d in instance.declarations.items() if isinstance(d, ast.ParamDecl)]
-            raise CslError(span, f'{_shown(found)} has no parameter "{name}"{among(name, declared)}')
+        self.check_params(instance, span)
         self.instances[key] = instance
         self.within("imported here", span, lambda: self.start(instance))
         return instance
+
+    def check_params(self, instance: Instance, span: Span | None) -> None:
+        """Every parameter that is given exists."""
+        declared = [n for n, d in instance.declarations.items() if isinstance(d, ast.ParamDecl)]
+        for name in instance.params:
+            if name not in declared:
+                raise CslError(span, f'{_shown(instance.path)} has no parameter "{name}"{among(name, declared)}')
 
     def resolve(self, instance: Instance, path: str, span: Span) -> str:
         if path.startswith("<") and path.endswith(">"):
@@ -358,12 +365,15 @@ class Sema:
         if declaration is None:
             return None
         if name in instance.active:
-            raise CslError(declaration.span, f'"{name}" is defined by itself')
-        instance.active.add(name)
+            circle = instance.active[instance.active.index(name) :]
+            way = f", by way of {' and '.join(circle[1:])}" if len(circle) > 1 else ""
+            notes = [(f"{other} is declared here", instance.declarations[other].span) for other in circle[1:]]
+            raise CslError(declaration.span, f'"{name}" is defined by itself{way}', *notes)
+        instance.active.append(name)
         try:
             found = self.declare(instance, declaration, span)
         finally:
-            instance.active.discard(name)
+            instance.active.pop()
         instance.names[name] = found
         return found
 
@@ -378,6 +388,8 @@ class Sema:
         if declaration.linkage == "extern":
             raise CslError(declaration.span, "not supported yet: extern variables")
         value = self.initial(frame, declaration, kind)
+        if isinstance(value.value, ty.Struct | ty.Enum) and value.value.name in ("struct", "enum"):
+            value = Const(ty.TYPE, replace(value.value, name=declaration.name))
         kind = kind or value.type
         if declaration.is_const and not isinstance(kind, ty.Array):
             return value
@@ -467,7 +479,8 @@ class Sema:
         if given is None:
             if declaration.default is None:
                 notes = [("used here", span)] if span is not None else []
-                notes += [("the module is imported here", frame.instance.origin)] if frame.instance.origin else []
+                where = "its code is placed here" if frame.instance.is_root else "the module is imported here"
+                notes += [(where, frame.instance.origin)] if frame.instance.origin else []
                 raise CslError(
                     declaration.span,
                     f'the parameter "{declaration.name}" has no value',
@@ -582,6 +595,9 @@ class Sema:
             return Run(want, value.expr)
         elif isinstance(have, ty.Int) and isinstance(want, ty.Int) and have.low >= want.low and have.high <= want.high:
             return Run(want, convert(value.expr, have, want))
+        elif want in ty.NUMBERS:
+            text = f"expected a {want}, which is known at compile time; found a run-time value of type {have}"
+            raise CslError(span, text)
         raise CslError(span, f"expected a value of type {want}, found {have}", *_conversion(have, want))
 
     def coerce_const(self, value: Const, want: Type, span: Span) -> Const | None:
@@ -1092,7 +1108,8 @@ class Sema:
                 raise CslError(span, str(error)) from None
         if operator in ("<<", ">>"):
             if kind == ty.COMPTIME_INT:
-                raise CslError(span, "the left side of a shift by a run-time count needs a sized type")
+                text = "the left side of a shift by a run-time count needs a sized type"
+                raise CslError(span, text, "give it one with @as")
             if isinstance(right, Const) and right.type == ty.COMPTIME_INT:
                 right = Const(ty.U16, right.value)
         if isinstance(right, Const) and operator in ("/", "%") and integral and right.value == 0:
@@ -1110,7 +1127,7 @@ class Sema:
         if a == b:
             return left, right, a
         for one, other in ((a, b), (b, a)):
-            if one in ty.NUMBERS and other not in ty.NUMBERS:
+            if one in ty.NUMBERS and isinstance(other, ty.Int | ty.Float):
                 return self.coerce(left, other, span), self.coerce(right, other, span), other
         if a in ty.NUMBERS and b in ty.NUMBERS:
             kind = ty.COMPTIME_FLOAT
@@ -1163,6 +1180,7 @@ class Sema:
 
     def switch_expr(self, frame: Frame, node: ast.SwitchExpr, want: Type | None) -> Value | Place:
         operand = self.value(frame, node.operand)
+        self.check_prongs(frame, operand.type, node)
         if not isinstance(operand, Const):
             return self.select_prong(frame, node, operand, want)
         prong = self.chosen(frame, operand, node.prongs, node.span)
@@ -1173,9 +1191,7 @@ class Sema:
     def select_prong(self, frame: Frame, node: ast.SwitchExpr, operand: Run, want: Type | None) -> Value:
         """A switch expression over a run-time value."""
         kind, own = operand.type, ty.scalar(operand.type)
-        if own is None:
-            raise CslError(node.operand.span, f"a switch goes over integers and enums, not over {kind}")
-        self.check_prongs(frame, kind, node)
+        assert own is not None
         held = self.held(frame, operand, own, node.span)
         made: list[tuple[ast.Prong, Frame, Value]] = []
         for prong in node.prongs:
@@ -1204,6 +1220,8 @@ class Sema:
 
     def check_prongs(self, frame: Frame, kind: Type, node: ast.Switch | ast.SwitchExpr) -> None:
         """A switch leaves nothing out and says nothing twice."""
+        if not isinstance(kind, ty.Int | ty.Enum | ty.Opaque) and kind not in _SWITCHED:
+            raise CslError(node.operand.span, f"a switch goes over integers and enums, not over {kind}")
         self.check_values(frame, kind, node)
         if isinstance(kind, ty.Enum) and not any(p.is_else for p in node.prongs):
             seen = {self.constant(frame, v, kind).value for p in node.prongs for v in p.values}
@@ -1692,8 +1710,7 @@ class Sema:
             return
         assert frame.out is not None
         own = ty.scalar(kind)
-        if own is None:
-            raise CslError(node.operand.span, f"a switch goes over integers and enums, not over {kind}")
+        assert own is not None
         held = self.held(frame, operand, own, node.span)
         otherwise: list[ir.Stmt] = []
         for prong in reversed(node.prongs):
@@ -1850,6 +1867,7 @@ def _raise(error: CslError) -> None:
     raise error
 
 
+_SWITCHED = (ty.BOOL, ty.COMPTIME_INT, ty.COMPTIME_STRING, ty.TYPE)
 _ALIGNMENTS = tuple(1 << i for i in range(14))
 
 
@@ -1997,7 +2015,7 @@ def _at_path(place: CellPlace, node: ast.Field | None = None) -> Const:
         found = value.value.get(step)
         if found is None:
             assert node is not None
-            raise CslError(node.span, f'the struct has no field "{step}"{nearest(step, value.value.names)}')
+            raise CslError(node.span, f'the struct has no field "{step}"{among(step, value.value.names)}')
         value = found
     return value
 

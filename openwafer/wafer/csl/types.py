@@ -6,7 +6,7 @@ A type here knows no value. bool and 8-bit integers take a byte, pointers, enums
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from openwafer.wafer.isa import SIZE_BYTES, T
 
@@ -118,7 +118,7 @@ class FunctionType:
 class Enum:
     """`identity` keeps two enums of one shape apart: where it was written."""
 
-    name: str
+    name: str = field(compare=False)
     base: Int
     members: tuple[tuple[str, int], ...]
     identity: tuple
@@ -131,7 +131,7 @@ class Enum:
 class Struct:
     """`identity`: where it was written. Fields lie in order, aligned to 2 bytes; those of a union all at 0."""
 
-    name: str
+    name: str = field(compare=False)
     fields: tuple[tuple[str, Type], ...]
     identity: tuple
     is_union: bool = False

@@ -70,7 +70,7 @@ def set_tile_code(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Va
             params = sorted(value.value.fields, key=lambda item: item[0])
         elif value.type != ty.VOID:
             raise CslError(node.arguments[3].span, f"parameters are a struct .{{ .name = value }}, found {value.type}")
-    placement.put(x, y, TileCode(path, tuple(params)))
+    placement.put(x, y, TileCode(path, tuple(params), node.span))
     return VOID
 
 
