@@ -158,9 +158,7 @@ class ModelSection(_Keys):
     filter_size: Count = 3072
     nonlinearity: str = "gelu"
     use_ffn_bias: bool = True
-    moe: MixtureOfExperts = Field(
-        default_factory=MixtureOfExperts, validation_alias=AliasChoices("moe", "moe_params")
-    )
+    moe: MixtureOfExperts = Field(default_factory=MixtureOfExperts, validation_alias=AliasChoices("moe", "moe_params"))
     # initial weights
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
     embedding_initializer: Initializer | None = None
@@ -212,7 +210,9 @@ class ModelSection(_Keys):
         if (bases[0] is None) != (bases[1] is None):
             raise ValueError("muP needs both mup_base_hidden_size and mup_base_filter_size")
         if bases[0] is not None and self.output_logits_scale is not None:
-            raise ValueError("output_logits_scale is muP in the style before 2.3; with mup_base_hidden_size leave it out")
+            raise ValueError(
+                "output_logits_scale is muP in the style before 2.3; with mup_base_hidden_size leave it out"
+            )
 
     @property
     def inner_size(self) -> int:
