@@ -24,6 +24,7 @@ your own text, from nothing to a trained model:
   openwafer resume runs/books                        go on, after Ctrl-C, kill -9 or a power cut
   openwafer generate runs/books --prompt "Once"      text from what it has learned
   openwafer view runs/books                          loss and throughput curves as a PNG
+  openwafer convert runs/books books-hf              a Hugging Face folder, or from one
 
 CSL programs, compiled with cslc:
   openwafer wafer info out                           memory, tasks and routes; also run, trace and lint
@@ -64,6 +65,19 @@ examples:
   openwafer generate runs/books --prompt "def main(" --temperature 0 --max-new-tokens 200
 """
 
+_CONVERT_EPILOG = """\
+what SOURCE is, is found out: a run, a Hugging Face folder (gpt2, btlm, jais, llama, mistral, mixtral; safetensors,
+never a pickle), a Cerebras checkpoint (.mdl), or a folder of ours. OUT appears whole or not at all. One parameter is
+in memory at a time.
+
+examples:
+  openwafer convert runs/books books-hf --licence apache-2.0
+  openwafer convert Cerebras-GPT-111M checkpoint --to openwafer
+  openwafer convert checkpoint half --dtype bf16
+  openwafer convert model_dir/checkpoint_9037.mdl checkpoint --to openwafer
+  openwafer convert runs/books books.gguf --to gguf --dtype fp16
+"""
+
 _VIEW_EPILOG = """\
 example:
   openwafer view runs/books            writes runs/books/curves.png; works while the run goes on
@@ -82,6 +96,16 @@ _DATA_EPILOG = """\
 example:
   openwafer data prepare books/ more.jsonl --out shards --tokenizer tokenizer.json
 """
+
+
+_CARD_FACTS = {
+    "name": "the model's name (default: that of OUT)",
+    "licence": "such as apache-2.0",
+    "data": "what it was trained on",
+    "training": "how it was trained",
+    "intended-use": "what it is for",
+    "limits": "what it is not for, and where it fails",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -162,6 +186,8 @@ def _parser(with_data_options: bool) -> argparse.ArgumentParser:
     view.add_argument("--out", type=Path, metavar="PNG", help="where to (default RUN/curves.png)")
     view.set_defaults(handler=_view)
 
+    _add_convert(commands)
+
     commands.add_parser("wafer", help="look at, run and trace compiled CSL programs", add_help=False)
 
     demo = _command(commands, "demo", "the main job on real text, killed and resumed, in minutes", _DEMO_EPILOG)
@@ -181,6 +207,20 @@ def _parser(with_data_options: bool) -> argparse.ArgumentParser:
 
         add_arguments(prepare)
     return parser
+
+
+def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    convert = _command(commands, "convert", "checkpoints of other programs, in and out", _CONVERT_EPILOG)
+    convert.add_argument("source", type=Path, metavar="SOURCE", help="a run or a checkpoint")
+    convert.add_argument("out", type=Path, metavar="OUT", help="what to write; must not exist yet")
+    convert.add_argument(
+        "--to", default="hf", metavar="FORMAT", help="hf, openwafer, mdl or gguf (default %(default)s)"
+    )
+    convert.add_argument("--kind", metavar="TYPE", help="Hugging Face's model_type (default: the one that fits)")
+    convert.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="of the parameters (default: as they are)")
+    for name, what in _CARD_FACTS.items():
+        convert.add_argument(f"--{name}", metavar="TEXT", help=f"for the model card: {what}")
+    convert.set_defaults(handler=_convert)
 
 
 def _command(
@@ -222,6 +262,21 @@ def _generate(options: argparse.Namespace) -> int:
         on_text=lambda text: print(text, end="", flush=True),
     )
     print()
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from openwafer.models.interchange import CardFacts
+    from openwafer.train.convert import Options, convert
+    from openwafer.train.progress import show_share
+
+    facts = {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in _CARD_FACTS}
+    card = CardFacts(**(facts | {"name": facts["name"] or options.out.name}))
+    with show_share("converting") as on_progress:
+        read = convert(options.source, options.out, Options(options.to, options.kind, options.dtype, card), on_progress)
+    if options.kind == "gpt2" and read.config.mup is not None:
+        print("muP's factors are folded into the weights, which is one way; --kind btlm keeps them", file=sys.stderr)
+    print(options.out)
     return 0
 
 

@@ -11,6 +11,7 @@
     │   ├── StoreFull                   no space left on the device
     │   ├── StoreIOError                the device failed to read or write
     │   └── StoreTimeout                a wait for the device passed its bound
+    ├── CheckpointError                 a checkpoint of another program is damaged, unsafe or of an unknown kind
     ├── DataError                       the data set, the tokenizer or a shard is unusable
     └── RunError                        a run folder or a training run cannot go on
 
@@ -60,6 +61,10 @@ class StoreIOError(StoreError):
 
 class StoreTimeout(StoreError):
     """A wait for the device under the store passed its bound."""
+
+
+class CheckpointError(OpenwaferError):
+    """A checkpoint of another program is damaged, unsafe or of an unknown kind."""
 
 
 class DataError(OpenwaferError):

@@ -1,85 +1,57 @@
-"""Pre-LN GPT-2 style decoder, as in Cerebras-GPT: learned positions, biases, exact GELU, tied embeddings.
+"""Decoder-only language model of composed parts, chosen by its `DecoderConfig`.
 
-An ordinary single-device torch module: it knows nothing of streaming or parallelism. Its initialiser is the table in
-`initializer.py`. Sources: Radford et al. 2019; Dey et al., arXiv 2304.03208; Cerebras-GPT configs on Hugging Face
-("activation_function": "gelu", which is the exact one, where GPT-2 itself has the tanh approximation).
+Cerebras-GPT (learned positions, LayerNorm, biases, exact GELU, tied embeddings), BTLM and Jais (ALiBi, SwiGLU, muP),
+Llama and Mistral (rotary positions, RMSNorm, SwiGLU, grouped heads, window) and Mixtral (experts) are one module. An
+ordinary single-device torch module: it knows nothing of streaming or parallelism. Its initialiser is the table in
+`initializer.py`; the sources of each family are in `families.py`.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from openwafer.base.errors import ConfigError
+from openwafer.models.alibi import alibi_slopes
+from openwafer.models.attention import Attention, Where, positions_in
 from openwafer.models.cache import KVCache, LayerCache
-from openwafer.models.config import DecoderConfig
-from openwafer.models.initializer import Embedding, Linear, distribution_of
-from openwafer.models.lm_head import LMHead
+from openwafer.models.config import Alibi, DecoderConfig, Learned, Rotary
+from openwafer.models.experts import MixtureOfExperts, balance_coefficient, balance_loss
+from openwafer.models.initializer import Embedding, distribution_of
+from openwafer.models.lm_head import IGNORE_INDEX, LMHead
+from openwafer.models.mlp import MLP
+from openwafer.models.rotary import rotary_angles
 
 
-class Attention(nn.Module):
-    """Causal multi-head self-attention with one fused projection for query, key and value."""
-
-    def __init__(self, config: DecoderConfig):
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.head_dim = config.head_dim
-        self.dropout = config.dropout
-        self.qkv = Linear("attn.qkv", config.hidden_size, 3 * config.hidden_size, config)
-        self.out = Linear("attn.out", config.hidden_size, config.hidden_size, config)
-
-    def forward(self, x: Tensor, past: LayerCache | None = None) -> Tensor:
-        """x [B, T, hidden_size] -> [B, T, hidden_size]; with `past`, x follows the tokens it holds."""
-        batch, time, width = x.shape
-        # [B, T, 3, heads, dim] -> three of [B, heads, T, dim]
-        query, key, value = self.qkv(x).view(batch, time, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        before = 0
-        if past is not None:
-            before = past.length
-            key, value = past.extend(key, value)
-        mask = None
-        if before and time > 1:
-            mask = torch.ones(time, before + time, dtype=torch.bool, device=x.device).tril(before)
-        attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=before == 0,
-        )
-        return self.out(attended.transpose(1, 2).reshape(batch, time, width))
-
-
-class MLP(nn.Module):
-    """Two linear layers with a GELU between."""
-
-    def __init__(self, config: DecoderConfig):
-        super().__init__()
-        self.up = Linear("mlp.up", config.hidden_size, config.ffn_size, config)
-        self.down = Linear("mlp.down", config.ffn_size, config.hidden_size, config)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., hidden_size] -> [..., hidden_size]."""
-        return self.down(F.gelu(self.up(x)))
+def make_norm(config: DecoderConfig) -> nn.Module:
+    """LayerNorm with bias, or RMSNorm (Zhang and Sennrich, arXiv 1910.07467)."""
+    kind = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
+    return kind(config.hidden_size, eps=config.layer_norm_eps)
 
 
 class Block(nn.Module):
-    """One decoder layer: attention, then MLP, each on a normalised copy, added to the residual stream."""
+    """One decoder layer: attention, then MLP or experts, each on a normalised copy, added to the residual stream."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.ln_1 = make_norm(config)
         self.attn = Attention(config)
-        self.ln_2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = MLP(config)
+        self.ln_2 = make_norm(config)
+        self.mlp = MLP(config) if config.experts is None else MixtureOfExperts(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, past: LayerCache | None = None) -> Tensor:
-        """x [B, T, hidden_size] -> [B, T, hidden_size]."""
-        x = x + self.dropout(self.attn(self.ln_1(x), past))
-        return x + self.dropout(self.mlp(self.ln_2(x)))
+    def forward(
+        self,
+        x: Tensor,
+        past: LayerCache | None = None,
+        where: Where = Where(),  # noqa: B008
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """x [B, T, hidden_size] -> the same; with experts also what `balance_loss` needs of them."""
+        x = x + self.dropout(self.attn(self.ln_1(x), past, where))
+        change = self.mlp(self.ln_2(x))
+        if isinstance(change, tuple):
+            return x + self.dropout(change[0]), change[1]
+        return x + self.dropout(change)
 
 
 class Decoder(nn.Module):
@@ -89,10 +61,12 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.wte = Embedding("wte", config.vocab_size, config.hidden_size, config)
-        self.wpe = Embedding("wpe", config.max_positions, config.hidden_size, config)
+        self.wpe = None
+        if isinstance(config.positions, Learned):
+            self.wpe = Embedding("wpe", config.max_positions, config.hidden_size, config)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.ln_f = make_norm(config)
         tied = self.wte.weight if config.tie_embeddings else None
         self.lm_head = LMHead(
             config.hidden_size, config.vocab_size, tied, init=distribution_of("lm_head.weight", config)
@@ -105,6 +79,7 @@ class Decoder(nn.Module):
         past: KVCache | None = None,
         logits_to_keep: int | None = None,
         reduction: str = "mean",
+        documents: Tensor | None = None,
     ) -> Tensor:
         """Loss with labels, logits without.
 
@@ -114,24 +89,73 @@ class Decoder(nn.Module):
             past: cache of the tokens before input_ids; it is extended in place.
             logits_to_keep: only the logits of the last so many positions; None for all.
             reduction: of the loss: "mean" over the valid tokens, or "sum".
+            documents: [B, T], for rows in which several documents are packed: the number of each token's document
+                (see `document_ids`), never falling. A token sees its own document only, which begins at position 0.
 
         Returns:
-            Scalar loss in fp32, or logits [B, T or logits_to_keep, vocab_size].
+            Scalar loss in fp32, with the load-balancing loss of experts in it, or logits
+            [B, T or logits_to_keep, vocab_size].
 
         Raises:
-            ConfigError: more positions than the model has, or labels of another shape.
+            ConfigError: more positions than the model has, labels or documents of another shape, or both past and
+                documents.
         """
         before = past.length if past is not None else 0
         end = before + input_ids.shape[1]
-        if end > self.config.max_positions:
-            raise ConfigError(
-                f"the sequence has {end} tokens; this model has {self.config.max_positions} positions: "
-                "shorten it, or build the model with a larger max_positions"
-            )
-        x = self.wte(input_ids) + self.wpe(torch.arange(before, end, device=input_ids.device))
+        self._check(input_ids, end, documents, past)
+        if documents is None:
+            positions = torch.arange(before, end, device=input_ids.device)
+        else:
+            positions = positions_in(documents)
+        where = self._where(positions, end, documents)
+        x = self.wte(input_ids)
+        if self.wpe is not None:
+            x = x + self.wpe(positions)
+        if self.config.embeddings_scale != 1.0:
+            x = x * self.config.embeddings_scale
         x = self.dropout(x)
+        routing = []
         for index, layer in enumerate(self.layers):
-            x = layer(x, None if past is None else past.layer(index))
+            x = layer(x, None if past is None else past.layer(index), where)
+            if isinstance(x, tuple):
+                x, routed = x
+                routing.append(routed)
         if labels is None and logits_to_keep is not None:
             x = x[:, -logits_to_keep:]
-        return self.lm_head(self.ln_f(x), labels, reduction)
+        x = self.ln_f(x)
+        if self.config.logits_scale != 1.0:
+            x = x * self.config.logits_scale
+        result = self.lm_head(x, labels, reduction)
+        coefficient = balance_coefficient(self.config.experts)
+        if labels is None or not coefficient:
+            return result
+        count = (labels != IGNORE_INDEX).sum() if reduction == "sum" else 1.0
+        return result + coefficient * count * balance_loss(routing)
+
+    def _where(self, positions: Tensor, length: int, documents: Tensor | None) -> Where:
+        config = self.config
+        if isinstance(config.positions, Rotary):
+            cos, sin = rotary_angles(config.positions, config.rotary_dim, positions, length, config.max_positions)
+            shape = (-1, 1, *cos.shape[-2:])
+            return Where(cos=cos.view(shape), sin=sin.view(shape), documents=documents)
+        if isinstance(config.positions, Alibi):
+            slopes = alibi_slopes(config.positions, config.num_heads, length, positions.device)
+            return Where(slopes=slopes, documents=documents)
+        return Where(documents=documents)
+
+    def _check(self, input_ids: Tensor, end: int, documents: Tensor | None, past: KVCache | None) -> None:
+        limit = self.config.position_limit
+        if limit is not None and end > limit:
+            raise ConfigError(
+                f"the sequence has {end} tokens; this model has {limit} positions: "
+                "shorten it, or build the model with a larger max_positions"
+            )
+        if documents is None:
+            return
+        if documents.shape != input_ids.shape:
+            raise ConfigError(
+                f"documents have shape {list(documents.shape)}; they must have that of input_ids, "
+                f"{list(input_ids.shape)}"
+            )
+        if past is not None:
+            raise ConfigError("documents are for packed rows in training; they cannot be given together with past")

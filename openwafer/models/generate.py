@@ -45,7 +45,7 @@ def generate(
         ConfigError: an option out of range, an empty prompt, or the model has too few positions.
     """
     _check(input_ids, max_new_tokens, temperature, top_k)
-    limit = getattr(getattr(model, "config", None), "max_positions", None)
+    limit = getattr(getattr(model, "config", None), "position_limit", None)
     if limit is not None and input_ids.shape[1] + max_new_tokens - 1 > limit:
         raise ConfigError(
             f"a prompt of {input_ids.shape[1]} tokens and {max_new_tokens} new ones pass this model's "

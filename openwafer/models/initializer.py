@@ -67,14 +67,17 @@ class Row:
 TABLE: tuple[Row, ...] = (
     Row("*ln_?.weight", lambda c: Constant(1.0), "Ba et al., arXiv 1607.06450, section 3.1"),
     Row("*.bias", lambda c: Constant(0.0), "Radford et al. 2019, released GPT-2 code"),
-    Row("wte.weight", lambda c: TruncatedNormal(c.init_std), "ModelZoo Cerebras-GPT configs"),
-    Row("wpe.weight", lambda c: TruncatedNormal(c.init_std), "ModelZoo Cerebras-GPT configs"),
+    Row("wte.weight", lambda c: TruncatedNormal(c.embedding_init_std), "ModelZoo `embedding_initializer`"),
+    Row("wpe.weight", lambda c: TruncatedNormal(c.embedding_init_std), "ModelZoo `embedding_initializer`"),
     Row("lm_head.weight", lambda c: TruncatedNormal(c.init_std), "as wte; only when not tied to it"),
-    Row("*attn.qkv.weight", lambda c: TruncatedNormal(c.init_std), "ModelZoo Cerebras-GPT configs"),
-    Row("*mlp.up.weight", lambda c: TruncatedNormal(c.init_std), "ModelZoo Cerebras-GPT configs"),
-    # Each layer adds two such outputs to the residual stream: 1/sqrt(2 * num_layers) keeps its variance at bay.
+    Row("*attn.qkv.weight", lambda c: TruncatedNormal(c.hidden_init_std), "ModelZoo `initializer`"),
+    Row("*mlp.up.weight", lambda c: TruncatedNormal(c.hidden_init_std), "ModelZoo `initializer`"),
+    Row("*mlp.gate.weight", lambda c: TruncatedNormal(c.hidden_init_std), "ModelZoo `initializer`"),
+    Row("*mlp.router.weight", lambda c: TruncatedNormal(c.init_std), "ModelZoo `gate_initializer`"),
     Row("*attn.out.weight", lambda c: TruncatedNormal(c.output_init_std), "Radford et al. 2019, section 2.3"),
-    Row("*mlp.down.weight", lambda c: TruncatedNormal(c.output_init_std), "Radford et al. 2019, section 2.3"),
+    # ModelZoo 2.10 under muP starts from `initializer_range` here unless `ffn_output_layer_initializer` is given; the
+    # published models (arXiv 2309.11568, table 6) scale their one initial deviation.
+    Row("*mlp.down.weight", lambda c: TruncatedNormal(c.ffn_output_init_std), "Radford et al. 2019, section 2.3"),
 )
 """First match wins."""
 
@@ -88,15 +91,16 @@ def distribution_of(name: str, config: DecoderConfig) -> Distribution:
 
 
 class Linear(nn.Linear):
-    """nn.Linear with bias whose weight and bias follow the table's rows for `name`."""
+    """nn.Linear whose weight and bias follow the table's rows for `name`."""
 
-    def __init__(self, name: str, in_features: int, out_features: int, config: DecoderConfig):
+    def __init__(self, name: str, in_features: int, out_features: int, config: DecoderConfig, bias: bool = True):
         self._init = {part: distribution_of(f"{name}.{part}", config) for part in ("weight", "bias")}
-        super().__init__(in_features, out_features)
+        super().__init__(in_features, out_features, bias=bias)
 
     def reset_parameters(self) -> None:
         self._init["weight"].fill_(self.weight)
-        self._init["bias"].fill_(self.bias)
+        if self.bias is not None:
+            self._init["bias"].fill_(self.bias)
 
 
 class Embedding(nn.Embedding):

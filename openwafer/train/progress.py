@@ -3,11 +3,14 @@
 It is told of every step and decides only how to show it; nothing is measured here.
 """
 
+import contextlib
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Protocol, Self
 
+import rich.progress
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
@@ -75,6 +78,29 @@ class Progress(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc_info: object) -> None: ...
+
+
+@contextlib.contextmanager
+def show_share(what: str, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Shows how much of something is done, on stderr: a bar on a terminal, a line every tenth anywhere else.
+
+    Gives a function of (done, total).
+    """
+    console = console or Console(stderr=True)
+    if console.is_terminal:
+        with rich.progress.Progress(console=console, transient=True) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    tenths = 0
+
+    def line(done: int, total: int) -> None:
+        nonlocal tenths
+        if done * 10 // total > tenths:
+            tenths = done * 10 // total
+            console.print(f"{what}: {tenths * 10} %")
+
+    yield line
 
 
 def make_progress(console: Console, tally: Tally) -> Progress:

@@ -6,7 +6,7 @@ from openwafer.base import errors
 def test_the_tree_is_the_one_drawn_in_the_docstring():
     drawn = {word for word in errors.__doc__.replace("(", " ").split() if word.isidentifier()}
     classes = [c for _, c in inspect.getmembers(errors, inspect.isclass) if c.__module__ == errors.__name__]
-    assert len(classes) == 13
+    assert len(classes) == 14
     for error in classes:
         assert issubclass(error, errors.OpenwaferError)
         assert error.__name__ in drawn
