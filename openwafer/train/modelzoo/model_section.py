@@ -6,6 +6,7 @@ Source of keys and defaults: ModelZoo 2.10, the documented configuration of its 
 Llama, Mistral and Mixtral share.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -73,18 +74,19 @@ class _Keys(BaseModel):
 
 
 class Initializer(_Keys):
-    """A distribution of initial weights; a truncated normal without bounds is cut at two standard deviations."""
+    """A normal distribution around 0, cut at two standard deviations: the one that the decoder draws from."""
 
-    name: Literal["truncated_normal", "normal"]
-    mean: float = 0.0
+    name: Literal["truncated_normal"]
+    mean: Literal[0] | Literal[0.0] = 0.0
     std: Annotated[float, Field(gt=0)] = 0.05
     a: float | None = None
     b: float | None = None
 
     @model_validator(mode="after")
     def _bounds(self) -> "Initializer":
-        if self.name == "normal" and (self.a, self.b) != (None, None):
-            raise ValueError("a normal distribution has no bounds a and b; truncated_normal has")
+        for name, bound, wanted in (("a", self.a, -2 * self.std), ("b", self.b, 2 * self.std)):
+            if bound is not None and not math.isclose(bound, wanted, rel_tol=1e-3):
+                raise ValueError(f"{name} is {bound}; a cut at two standard deviations, {wanted:g}, is built")
         return self
 
 
@@ -96,12 +98,12 @@ class MixtureOfExperts(_Keys):
     top_k: Count = 1
     load_balancing_loss_coef: Annotated[float, Field(ge=0)] = 0.0
     null_expert_bias: float | None = 0.0
-    router_use_bias: bool | None = False
+    router_use_bias: Literal[False] | None = False
     router_fp32: bool = True
     routing_algorithm: Literal["learned"] = "learned"
     router_selection_nonlinearity: Literal["softmax"] | None = "softmax"
-    expert_weighting_nonlinearity: Literal["softmax", "sigmoid"] | None = "softmax"
-    expert_weighting_normalization: bool | None = True
+    expert_weighting_nonlinearity: Literal["softmax"] | None = "softmax"
+    expert_weighting_normalization: Literal[True] | None = True
     moe_implementation: str = "experimental"
     sinkhorn_n_iters: int | None = 1
     gate_initializer: Initializer | None = None
@@ -128,24 +130,24 @@ class ModelSection(_Keys):
     vocab_size: Count = 50257
     max_position_embeddings: Count = 1024
     hidden_size: Count = 768
-    position_embedding_type: Literal["learned", "rotary", "alibi", "fixed"] | None = "learned"
+    position_embedding_type: Literal["learned", "rotary", "alibi"] = "learned"
     share_embedding_weights: bool = True
     embedding_dropout_rate: Share | None = Field(
         default=None, validation_alias=AliasChoices("embedding_dropout_rate", "embd_pdrop")
     )
     rotary_dim: Annotated[int, Field(ge=2)] | None = None
     rope_theta: Annotated[float, Field(gt=0)] = 10000.0
-    pos_scaling_type: Literal["linear", "yarn", "llama3", "longrope"] = "linear"
+    pos_scaling_type: Literal["linear", "yarn", "llama3"] = "linear"
     pos_scaling_factor: Annotated[float, Field(gt=0)] = 1.0
     pos_scaling_extra_args: dict[str, Any] | None = None
     # layers
     num_hidden_layers: Count = 12
     dropout_rate: Share = 0.1
-    norm_type: Literal["layernorm", "rmsnorm", "biasless-layernorm"] = "layernorm"
+    norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
     layer_norm_epsilon: Annotated[float, Field(gt=0)] = 1e-5
     # attention
     num_heads: Count = 12
-    attention_type: Literal["scaled_dot_product", "dot_product"] = "scaled_dot_product"
+    attention_type: Literal["scaled_dot_product"] = "scaled_dot_product"
     attention_module: Literal["aiayn_attention", "multiquery_attention"] = "aiayn_attention"
     extra_attention_params: AttentionExtras = AttentionExtras()
     attention_inner_dim: Count | None = None
@@ -184,6 +186,7 @@ class ModelSection(_Keys):
         self._check_heads()
         self._check_positions()
         self._check_mup()
+        self._check_single()
         if self.nonlinearity not in _ACTIVATIONS:
             raise ValueError(f"nonlinearity {self.nonlinearity!r} is not built; there are {', '.join(_ACTIVATIONS)}")
         if (self.attention_module == "multiquery_attention") != (self.extra_attention_params.num_kv_groups is not None):
@@ -213,6 +216,21 @@ class ModelSection(_Keys):
             raise ValueError(
                 "output_logits_scale is muP in the style before 2.3; with mup_base_hidden_size leave it out"
             )
+
+    def _check_single(self) -> None:
+        rates = (self.dropout_rate, self.attention_dropout_rate, self.embedding_dropout_rate)
+        if len({rate for rate in rates if rate is not None}) > 1:
+            raise ValueError(
+                f"dropout_rate {rates[0]}, attention_dropout_rate {rates[1]} and embedding_dropout_rate {rates[2]} "
+                "differ; one rate for all three is built"
+            )
+        if self.ffn_initializer is not None and self.ffn_initializer.std != (self.initializer or self).std:
+            raise ValueError("ffn_initializer differs from initializer; one for both is built")
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of what no initializer names."""
+        return self.initializer_range
 
     @property
     def inner_size(self) -> int:
@@ -248,7 +266,7 @@ class ModelSection(_Keys):
 
 
 _GATED = ("swiglu", "geglu", "reglu")
-_ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "squared_relu", *_GATED)
+_ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "swish", *_GATED)
 
 _DEPRECATED_NAMES = {"LlamaModel": "llama", "GPT2LMHeadModel": "gpt2"}
 
