@@ -1,6 +1,6 @@
 """ModelZoo's HDF5 data sets, opened for reading: folders of *.h5 files, each with one dataset `data`.
 
-Forms: "sample" [n, 3, T] holds input ids, loss mask and labels; with two rows more (attention span, position ids) several
+Forms: "sample" [n, 3, T] holds input ids, loss mask and labels; with two rows more (attention span, position ids) many
 documents share a sample (variable-sequence-length packing). "corpus" [tokens] is one stream, cut into windows here.
 Files go by name, as ModelZoo sorts them. Nothing outside a file is ever read: links, virtual and external data are
 refused. Source of the forms: ModelZoo 2.10, documentation of GptHDF5MapDataProcessor.
@@ -70,7 +70,7 @@ class Hdf5Samples:
         count = (self._ends[-1] - 1) // self.sequence_length if self.form == "corpus" else self._ends[-1]
         self._parts = _ranges(subset, count)
         self._part_ends = list(accumulate(end - start for start, end in self._parts))
-        self._num_rows = shapes[0][1] if self.form == "sample" else _ROWS_PLAIN
+        self._num_rows = len(self._slice(0, 1)[0]) if self.form == "sample" else _ROWS_PLAIN
         if not len(self):
             raise DataError(f"{self.files[0].parent} holds no whole sample of {self.sequence_length} tokens")
 

@@ -113,8 +113,8 @@ class Hdf5Writer:
             count = len(tokens) - 1
             here = slice(place, place + count)
             rows = [tokens[:-1], mask[1:], tokens[1:], np.arange(count)[::-1], np.arange(count)]
-            for row, values in zip(sample, rows, strict=False):
-                row[here] = values
+            for number, values in enumerate(rows[: len(sample)]):
+                sample[number, here] = values
             place += count
         self._put(sample[None])
 

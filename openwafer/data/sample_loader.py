@@ -26,7 +26,12 @@ class SampleLoader:
         batch_size: B, in samples.
         seed: of the shuffle; None keeps the order of the files.
         vocab_size: ids must be below it.
+        packed: whether documents of a sample are kept apart; None where the data tells them apart.
+        sink: (token id, count): every sample begins with that token, so many times, as no target.
         first_step, first_sample: the batch of `first_step` begins with `first_sample`.
+
+    Raises:
+        ConfigError: an option out of range, or packed data is asked for and there is none.
     """
 
     def __init__(
@@ -35,14 +40,20 @@ class SampleLoader:
         batch_size: int,
         seed: int | None = None,
         vocab_size: int | None = None,
+        packed: bool | None = None,
+        sink: tuple[int, int] | None = None,
         first_step: int = 0,
         first_sample: int = 0,
     ):
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+        if packed and not samples.is_packed:
+            raise ConfigError(f"{samples.files[0].parent} has no packed samples: its data has 3 rows a sample, not 5")
         self.samples = samples
+        self.packed = samples.is_packed if packed is None else packed
+        self.sink = sink
         self.batch_size = batch_size
-        self.sequence_length = samples.sequence_length
+        self.sequence_length = samples.sequence_length + (sink[1] if sink else 0)
         self.seed = seed
         self.vocab_size = vocab_size
         self._first_step, self._first_sample = first_step, first_sample
@@ -72,8 +83,8 @@ class SampleLoader:
         """The batch of `step`, or some of its rows.
 
         Returns:
-            input_ids and labels, int64 [B, T]; a label outside the loss mask is -100. Packed samples have
-            position_ids and document_ids too: positions attend only where their document id is the same.
+            input_ids and labels, int64 [B, T]; a label outside the loss mask is -100. Packed samples have documents
+            too, the number of each position's document.
 
         Raises:
             DataError: the data cannot be read, or holds an id outside the vocabulary.
@@ -83,10 +94,16 @@ class SampleLoader:
         ids, mask, labels = data[:, 0], data[:, 1], data[:, 2]
         self._check(ids, labels, picked)
         batch = {"input_ids": ids.contiguous(), "labels": labels.masked_fill(mask == 0, IGNORED)}
-        if self.samples.is_packed:
-            batch["position_ids"] = data[:, 4].contiguous()
-            batch["document_ids"] = document_ids(data[:, 3])
-        return batch
+        if self.packed:
+            batch["documents"] = document_ids(data[:, 3])
+        return batch if self.sink is None else {key: self._with_sink(key, value) for key, value in batch.items()}
+
+    def _with_sink(self, key: str, rows: Tensor) -> Tensor:
+        """`rows` [B, T] behind the sink tokens, which belong to the first document and are no targets."""
+        assert self.sink is not None
+        token, count = self.sink
+        fill = {"input_ids": token, "labels": IGNORED, "documents": 0}[key]
+        return torch.cat([rows.new_full((len(rows), count), fill), rows], dim=1)
 
     def _check(self, ids: Tensor, labels: Tensor, picked: list[int]) -> None:
         largest, smallest = int(torch.maximum(ids, labels).max()), int(torch.minimum(ids, labels).min())

@@ -253,7 +253,7 @@ class CosineAnnealing(Schedule):
 
 
 class CosineAnnealingWarmRestarts(Schedule):
-    """Cosines of length T_0, T_0 T_mult, T_0 T_mult^2, ... Formula: torch; cerebras_pytorch 2.10 takes T_mult 1 only."""
+    """Cosines of length T_0, T_0 T_mult, T_0 T_mult^2, ... Formula: torch; cerebras_pytorch has T_mult 1 only."""
 
     initial_val: float = _initial
     T_0: Steps

@@ -1,4 +1,4 @@
-"""ModelZoo's HDF5 forms: files written by hand with h5py as documented, and what our writer makes read by h5py alone."""
+"""ModelZoo's HDF5 forms: files written by hand as documented, and what our writer makes read by h5py alone."""
 
 import h5py
 import numpy as np
@@ -82,14 +82,23 @@ def test_packed_samples_keep_their_documents_apart(tmp_path):
     sample = [[5, 6, 7, 8, 9, 0], [1, 1, 1, 1, 1, 0], [6, 7, 7, 9, 9, 0], [2, 1, 0, 1, 0, 0], [0, 1, 2, 0, 1, 0]]
     put(tmp_path / "1.h5", [sample])
     batch = SampleLoader(Hdf5Samples([tmp_path]), 1).batch(0)
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0]]
-    assert batch["document_ids"].tolist() == [[0, 0, 0, 1, 1, 2]]
+    assert batch["documents"].tolist() == [[0, 0, 0, 1, 1, 2]]
     assert batch["labels"][0, -1] == -100
     span = torch.tensor([sample[3]])
     places = torch.arange(6)
     reaches = (places[:, None] >= places) & (places[:, None] <= places + span[0])  # ModelZoo's own definition
     same = document_ids(span)[0][:, None] == document_ids(span)[0]
     assert torch.equal(reaches, same & (places[:, None] >= places))
+
+
+def test_sink_tokens_stand_before_every_sample(tmp_path):
+    put(tmp_path / "1.h5", [[[5, 6], [1, 1], [6, 7]]])
+    loader = SampleLoader(Hdf5Samples([tmp_path]), 1, sink=(9, 3))
+    assert loader.sequence_length == 5
+    assert loader.batch(0)["input_ids"].tolist() == [[9, 9, 9, 5, 6]]
+    assert loader.batch(0)["labels"].tolist() == [[-100, -100, -100, 6, 7]]
+    with pytest.raises(ConfigError, match="3 rows a sample, not 5"):
+        SampleLoader(loader.samples, 1, packed=True)
 
 
 DOCUMENTS = [np.arange(10, 10 + n) for n in (5, 3, 12, 1, 4)]
@@ -164,7 +173,7 @@ def test_files_that_reach_outside_or_are_none_are_refused(tmp_path):
         (tmp_path / name).mkdir()
         with h5py.File(tmp_path / name / "1.h5", "w") as file:
             damage(file)
-        with pytest.raises(DataError, match="no dataset 'data' of its own|no plain dataset"):
+        with pytest.raises(DataError, match=r"no dataset 'data' of its own|no plain dataset"):
             Hdf5Samples([tmp_path / name], 4)
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "1.h5").write_text("hello")

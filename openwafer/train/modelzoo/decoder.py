@@ -28,7 +28,7 @@ def _deviations(section: ModelSection, config: DecoderConfig) -> dict[str, float
     given, ffn_given = section.output_layer_initializer, section.ffn_output_layer_initializer
     depth = (2 * section.num_hidden_layers) ** -0.5
     if section.mup_base_hidden_size is not None:
-        output = (given.std if given else base) * config.width_scale**0.5 * depth
+        output = (given or section).std * config.width_scale**0.5 * depth
         ffn_output = (ffn_given or given or section).std * config.ffn_width_scale**0.5 * depth
     else:
         output = given.std if given else base * (depth if section.initializer is None else 1.0)

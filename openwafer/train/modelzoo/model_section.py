@@ -77,7 +77,7 @@ class Initializer(_Keys):
     """A normal distribution around 0, cut at two standard deviations: the one that the decoder draws from."""
 
     name: Literal["truncated_normal"]
-    mean: Literal[0] | Literal[0.0] = 0.0
+    mean: Annotated[float, Field(ge=0, le=0)] = 0.0
     std: Annotated[float, Field(gt=0)] = 0.05
     a: float | None = None
     b: float | None = None
@@ -202,9 +202,9 @@ class ModelSection(_Keys):
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_groups {self.num_kv_heads}")
 
     def _check_positions(self) -> None:
-        if self.rotary_dim is not None and self.position_embedding_type == "rotary":
-            if self.rotary_dim > self.head_dim or self.rotary_dim % 2:
-                raise ValueError(f"rotary_dim is {self.rotary_dim}; it must be even and at most {self.head_dim}")
+        rotary = self.rotary_dim if self.position_embedding_type == "rotary" else None
+        if rotary is not None and (rotary > self.head_dim or rotary % 2):
+            raise ValueError(f"rotary_dim is {self.rotary_dim}; it must be even and at most {self.head_dim}")
         if self.position_embedding_type == "alibi" and self.pos_scaling_type != "linear":
             raise ValueError(f"ALiBi has pos_scaling_type linear only, got {self.pos_scaling_type}")
 

@@ -122,7 +122,7 @@ def _named(error: ValidationError, path: str) -> TrainerFileError:
     if fault["type"] == "extra_forbidden":
         return TrainerFileError(where, f"unknown key, set to {str(fault['input'])[:40]!r}")
     if fault["type"] == "value_error":
-        return TrainerFileError(where, str(fault["ctx"]["error"]))
+        return TrainerFileError(where, str(fault.get("ctx", {}).get("error", fault["msg"])))
     return TrainerFileError(where, f"{fault['msg'].removeprefix('Input ')}, got {str(fault['input'])[:60]!r}")
 
 
