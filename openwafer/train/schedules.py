@@ -50,6 +50,11 @@ class Schedule(BaseModel):
         return bool(tags & {tag for tag in wanted if tag is not None}) if tags else None in wanted
 
 
+def _between(initial: float, end: float, share: float) -> float:
+    """`share` of the way from end to initial, exact at both."""
+    return share * initial + (1 - share) * end
+
+
 _initial = _named("initial_learning_rate", "initial_val")
 _end = _named("end_learning_rate", "end_val")
 
@@ -80,7 +85,7 @@ class Polynomial(Schedule):
     def at(self, step: int) -> float:
         if step >= self.total_iters:
             return self.end_val
-        return (1 - step / self.total_iters) ** self.power * (self.initial_val - self.end_val) + self.end_val
+        return _between(self.initial_val, self.end_val, (1 - step / self.total_iters) ** self.power)
 
 
 class Linear(Schedule):
@@ -94,7 +99,7 @@ class Linear(Schedule):
     def at(self, step: int) -> float:
         if step >= self.total_iters:
             return self.end_val
-        return (1 - step / self.total_iters) * (self.initial_val - self.end_val) + self.end_val
+        return _between(self.initial_val, self.end_val, 1 - step / self.total_iters)
 
 
 class Exponential(Schedule):
@@ -144,7 +149,7 @@ class CosineDecay(Schedule):
 
     def at(self, step: int) -> float:
         progress = 0.5 * (1 + math.cos(math.pi * min(step, self.total_iters) / self.total_iters))
-        return progress * (self.initial_val - self.end_val) + self.end_val
+        return _between(self.initial_val, self.end_val, progress)
 
 
 class Sequential(Schedule):

@@ -32,7 +32,7 @@ def test_btlm_becomes_a_run():
     )
     assert (config.train.precision, config.train.clip_norm) == ("bf16", 1.0)
     assert config.optimizer.options() == {"lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-    assert config.schedulers[0].schedule.at(2) == 0.02
+    assert config.schedulers[0].schedule.at(2) == pytest.approx(0.02)
     assert config.train.loss.scaling == "batch_size"
     assert config.data.form == "hdf5"
     assert [note for note in notes if "cbfloat16" in note] == ["precision.fp16_type cbfloat16: computed in bf16"]
