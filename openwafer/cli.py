@@ -236,12 +236,12 @@ def _command(
 
 
 def _fit(options: argparse.Namespace) -> int:
-    from openwafer.train.read_config import read_config
+    from openwafer.train.read_config import read_with_notes
 
-    config = read_config(options.config, options.overrides)
+    config, notes = read_with_notes(options.config, options.overrides)
     from openwafer.train.loop import fit
 
-    return fit(config, dry_run=options.dry_run).exit_code
+    return fit(config, dry_run=options.dry_run, notes=notes).exit_code
 
 
 def _resume(options: argparse.Namespace) -> int:

@@ -34,6 +34,7 @@ class Loader:
         seed: another seed, another order.
         split: "train" or "validation".
         validation_share: of the windows, in [0, 1); above 0 it takes at least one.
+        first_step, first_sample: the batch of `first_step` begins with sample `first_sample` of the order.
 
     Raises:
         ConfigError: an option out of range.
@@ -48,6 +49,8 @@ class Loader:
         seed: int,
         split: Literal["train", "validation"] = "train",
         validation_share: float = 0.0,
+        first_step: int = 0,
+        first_sample: int = 0,
     ):
         for name, value in (("sequence_length", sequence_length), ("batch_size", batch_size)):
             if value < 1:
@@ -70,6 +73,7 @@ class Loader:
                 f"with validation_share {validation_share} gets none: prepare more data, or shorten sequence_length"
             )
         self._split = Permutation(windows, _SPLIT_KEY)
+        self._first_step, self._first_sample = first_step, first_sample
 
     @property
     def tokens_per_batch(self) -> int:
@@ -83,11 +87,12 @@ class Loader:
 
     def windows(self, step: int) -> list[int]:
         """Numbers of the windows in the batch of `step`, counted from 0; row order."""
-        if step < 0:
-            raise ConfigError(f"step is {step}; it must not be negative")
+        if step < self._first_step:
+            raise ConfigError(f"step is {step}; it must not be below {self._first_step}")
+        first = self._first_sample + (step - self._first_step) * self.batch_size
         result = []
         epoch, order = None, None
-        for sample in range(step * self.batch_size, (step + 1) * self.batch_size):
+        for sample in range(first, first + self.batch_size):
             if order is None or epoch != sample // self.num_windows:
                 epoch = sample // self.num_windows
                 order = Permutation(self.num_windows, self.seed, epoch)

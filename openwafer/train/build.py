@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -11,6 +11,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from openwafer.models import CEREBRAS_GPT, DecoderConfig
 from openwafer.streaming.lion import Lion
 from openwafer.train.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from openwafer.train.group_scheduler import GroupScheduler
+from openwafer.train.modelzoo.decoder import decoder_of
+from openwafer.train.param_groups import param_groups
+from openwafer.train.schedules import Driven
 
 _FAMILY = "cerebras-gpt-"
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -24,7 +28,10 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 def decoder_config(model: ModelConfig) -> DecoderConfig:
     """The shape that the model section describes."""
-    fields = {name: value for name, value in model.model_dump().items() if name != "preset" and value is not None}
+    if model.modelzoo is not None:
+        return decoder_of(model.modelzoo)
+    given = model.model_dump(exclude={"preset", "modelzoo"})
+    fields = {name: value for name, value in given.items() if value is not None}
     if model.preset is None:
         return DecoderConfig(**fields)
     base = CEREBRAS_GPT[model.preset.removeprefix(_FAMILY)]
@@ -35,20 +42,26 @@ def decoder_config(model: ModelConfig) -> DecoderConfig:
     return dataclasses.replace(base, **fields)
 
 
-def make_optimizer(model: nn.Module, optimizer: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer over ``model``; biases and norms (one dimension) decay only if asked."""
+def make_optimizer(
+    model: nn.Module, optimizer: OptimizerConfig, decoder: DecoderConfig | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer over ``model``; biases and norms (one dimension) decay only if asked; ``decoder`` brings muP."""
     options = optimizer.options()
-    params = [param for param in model.parameters() if param.requires_grad]
-    groups = [{"params": params}]
-    if options["weight_decay"] and not optimizer.decay_1d:
-        matrices = [param for param in params if param.dim() >= 2]
-        vectors = [param for param in params if param.dim() < 2]
-        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return _OPTIMIZERS[optimizer.name]([group for group in groups if group["params"]], **options)
+    groups = param_groups(model, optimizer, options["weight_decay"], decoder)
+    for group in groups:
+        group["lr"] = options["lr"] * group["lr_scale"]
+    return _OPTIMIZERS[optimizer.name](groups, **options)
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, schedule: ScheduleConfig, total_steps: int) -> LambdaLR:
-    """The learning rate as a function of the number of steps done, and of nothing else."""
+def make_scheduler(
+    optimizer: torch.optim.Optimizer,
+    schedule: ScheduleConfig,
+    total_steps: int,
+    schedulers: Sequence[Driven] | None = None,
+) -> LambdaLR | GroupScheduler:
+    """The learning rate as a function of the number of steps done, and of nothing else; ``schedulers`` go first."""
+    if schedulers is not None:
+        return GroupScheduler(optimizer, schedulers)
     return LambdaLR(optimizer, learning_rate_factor(schedule, total_steps))
 
 

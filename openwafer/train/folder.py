@@ -10,9 +10,11 @@ RUN/curves.png       what `view` draws
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from openwafer.base.errors import ConfigError, RunError
 from openwafer.train.config import STORE, RunConfig
@@ -110,7 +112,7 @@ class RunFolder:
                 "Give the folder that the configuration names as run."
             ) from error
         for override in overrides:
-            key = override.partition("=")[0]
+            key = re.sub(r"^phases\.\d+\.", "", override.partition("=")[0])
             if not any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE):
                 raise ConfigError(
                     f"{override!r} would change what the run computes; when a run goes on it can take "
@@ -122,10 +124,18 @@ class RunFolder:
 
 def resolved(config: RunConfig) -> RunConfig:
     """``config`` with what must not depend on the working directory or on later changes written out."""
+    data = config.data
+    absolute: dict[str, Any] = {"path": [folder.absolute() for folder in data.folders]}
+    if data.form == "shards":
+        absolute["path"] = data.folders[0].absolute()
+    if data.validation_path is not None:
+        absolute["validation_path"] = [folder.absolute() for folder in data.validation_folders]
+    phases = [resolved(phase) for phase in config.phases]
     return config.model_copy(
         update={
-            "data": config.data.model_copy(update={"path": config.data.path.absolute()}),
+            "data": data.model_copy(update=absolute),
             "schedule": config.schedule.model_copy(update={"total_steps": config.total_steps}),
             "store": None if config.store is None else config.store.absolute(),
+            "phases": phases,
         }
     )

@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from openwafer.base.errors import ConfigError
 from openwafer.train.config import RunConfig
+from openwafer.train.modelzoo.translate import TrainerFileError, is_trainer_file, translate
 
 
 class _Loader(yaml.SafeLoader):
@@ -36,22 +37,83 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: naming every key or value that is wrong.
     """
+    return read_with_notes(path, overrides)[0]
+
+
+def read_with_notes(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, list[str]]:
+    """As `read_config`; with it what is to be said of a ModelZoo trainer file."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"cannot read the configuration {str(path)!r}: {reason}.") from error
-    return parse_config(text, overrides, str(path))
+    return parse_with_notes(text, overrides, str(path))
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), source: str = "configuration") -> RunConfig:
     """As `read_config`, from YAML text; ``source`` is what errors call it."""
-    tree = _parse_yaml(text, source)
+    return parse_with_notes(text, overrides, source)[0]
+
+
+def parse_with_notes(
+    text: str, overrides: Sequence[str] = (), source: str = "configuration"
+) -> tuple[RunConfig, list[str]]:
+    """As `parse_config`; with it what is to be said of a ModelZoo trainer file."""
+    tree, notes = _parse_yaml(text, source), []
     tree = {} if tree is None else tree
+    if is_trainer_file(tree):
+        overrides = _lay_over_theirs(tree, overrides)
+        try:
+            translation = translate(tree)
+        except TrainerFileError as error:
+            raise ConfigError(f"{source}: {error}") from error
+        tree, notes = translation.tree, translation.notes
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: a configuration is sections of keys, got a {_kind(tree)}: {_short(tree)}.")
+    return _validated(_with_phases(tree, overrides, source), source), notes
+
+
+def _with_phases(tree: dict[str, Any], overrides: Sequence[str], source: str) -> dict[str, Any]:
+    """Every phase as a whole tree; an override that names no phase goes for all of them."""
+    phases = tree.pop("phases", None) or []
+    if not isinstance(phases, list) or not all(isinstance(phase, dict) for phase in phases):
+        raise ConfigError(f"{source}: phases must be a list of sections, got {_short(phases)}.")
     for override in overrides:
+        if not override.startswith("phases."):
+            _lay_over(tree, override)
+    trees = [_merged(tree, phase) for phase in phases]
+    for override in overrides:
+        number, _, rest = override.removeprefix("phases.").partition(".")
+        if not override.startswith("phases."):
+            for phase in trees:
+                _lay_over(phase, override)
+        elif number.isdigit() and int(number) < len(trees) and rest:
+            _lay_over(trees[int(number)], rest)
+        else:
+            raise ConfigError(f"override {override!r}: there are {len(trees)} phases, counted from 0, as phases.0.KEY.")
+    return {**trees[0], "phases": trees} if trees else tree
+
+
+def _merged(tree: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``tree`` with ``over`` laid over it, section by section; a list or a value replaces what was there."""
+    merged = {key: _merged(value, {}) if isinstance(value, Mapping) else value for key, value in tree.items()}
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _lay_over_theirs(tree: Any, overrides: Sequence[str]) -> list[str]:
+    """Lay overrides of a trainer file's own keys over it; the others are left."""
+    theirs = [override for override in overrides if override.startswith("trainer.")]
+    if theirs and not isinstance(tree, dict):
+        raise ConfigError(f"override {theirs[0]!r}: the file is a list of trainers; use our own keys, as phases.0.KEY.")
+    for override in theirs:
         _lay_over(tree, override)
+    return [override for override in overrides if override not in theirs]
+
+
+def _validated(tree: dict[str, Any], source: str) -> RunConfig:
     try:
         # Strict JSON rules: "3" is not a number, but a list may be a tuple and a string a path.
         return RunConfig.model_validate_json(json.dumps(tree, default=str), strict=True)

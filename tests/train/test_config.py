@@ -54,8 +54,8 @@ def test_a_configuration_cannot_be_changed():
         ("batch_size=3", "unknown key batch_size; did you mean train.sequences?"),
         (
             "xyzzy=3",
-            "unknown key xyzzy; known there: run, model, data, train, optimizer, schedule, memory, device, "
-            "device_memory, store, log.",
+            "unknown key xyzzy; known there: run, model, data, train, optimizer, schedule, schedulers, memory, "
+            "device, device_memory, store, log, phases.",
         ),
         ("device_memory=8GiB", "device_memory is the budget of a device: name it, e.g. device=auto."),
         ("train.steps='3'", "train.steps: '3' is not allowed; it must be a whole number."),
