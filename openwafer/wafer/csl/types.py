@@ -142,9 +142,9 @@ class Struct:
     def offset(self, name: str) -> int:
         """Bytes from the start of the struct to a field."""
         at = 0
-        for field, kind in self.fields:
+        for own, kind in self.fields:
             at = align(at, min(2, max(1, size_bytes(kind))))
-            if field == name:
+            if own == name:
                 return at
             at += 0 if self.is_union else size_bytes(kind)
         raise KeyError(name)
@@ -220,10 +220,10 @@ def size_bytes(kind: Type) -> int:
     if isinstance(kind, Array):
         return kind.count * size_bytes(kind.element)
     if isinstance(kind, Struct) and kind.is_union:
-        return align(max((size_bytes(field) for _, field in kind.fields), default=0), 2)
+        return align(max((size_bytes(own) for _, own in kind.fields), default=0), 2)
     if isinstance(kind, Struct):
         at = 0
-        for _, field in kind.fields:
-            at = align(at, min(2, max(1, size_bytes(field)))) + size_bytes(field)
+        for _, own in kind.fields:
+            at = align(at, min(2, max(1, size_bytes(own)))) + size_bytes(own)
         return align(at, 2)
     return 24 if isinstance(kind, DsdType) else 0
