@@ -95,6 +95,8 @@ examples:
 _DATA_EPILOG = """\
 example:
   openwafer data prepare books/ more.jsonl --out shards --tokenizer tokenizer.json
+  openwafer data prepare books/ --out h5 --form packed --sequence-length 2048
+  openwafer data prepare chats.jsonl --out sft --form packed --sequence-length 2048 --template chatml --tokenizer t.json
 """
 
 
