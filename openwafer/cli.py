@@ -50,6 +50,7 @@ examples:
   openwafer fit config.yaml run=runs/hot optimizer.lr=1e-3 train.steps=500
 
 an unknown key is an error that names the nearest known one.
+ModelZoo 2.x trainer files are taken as they are (docs/modelzoo.md): openwafer fit params.yaml --dry-run
 """
 
 _RESUME_EPILOG = """\

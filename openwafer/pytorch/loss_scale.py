@@ -40,7 +40,7 @@ class LossScaleOptions:
 class LossScale:
     """The scale by which the next step's loss is multiplied."""
 
-    def __init__(self, options: LossScaleOptions = LossScaleOptions()):  # noqa: B008  frozen
+    def __init__(self, options: LossScaleOptions = LossScaleOptions()):
         self._options = options
         self.scale = min(options.largest, options.initial or options.largest)
         self._steps = self._overflows = 0
