@@ -50,6 +50,7 @@ examples:
   openwafer fit config.yaml run=runs/hot optimizer.lr=1e-3 train.steps=500
 
 an unknown key is an error that names the nearest known one.
+ModelZoo 2.x trainer files are taken as they are (docs/modelzoo.md): openwafer fit params.yaml --dry-run
 """
 
 _RESUME_EPILOG = """\
@@ -95,6 +96,8 @@ examples:
 _DATA_EPILOG = """\
 example:
   openwafer data prepare books/ more.jsonl --out shards --tokenizer tokenizer.json
+  openwafer data prepare books/ --out h5 --form packed --sequence-length 2048
+  openwafer data prepare chats.jsonl --out sft --form packed --sequence-length 2048 --template chatml --tokenizer t.json
 """
 
 

@@ -35,7 +35,7 @@ def import_h5py() -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise DataError("HDF5 data needs h5py: pip install 'openwafer[hdf5]'") from error
+        raise DataError("HDF5 data needs h5py: pip install 'openwafer[cerebras]'") from error
     return h5py
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from openwafer.base.errors import ConfigError
 from openwafer.data.hdf5 import DATASET, import_h5py
@@ -24,6 +25,25 @@ _DTYPE = np.dtype("<i4")
 _BUFFER_ROWS = 256
 
 
+class Hdf5Record(BaseModel):
+    """What index.json says of a folder of HDF5 files; the files say the rest themselves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format: Literal["openwafer-hdf5"] = "openwafer-hdf5"
+    version: Literal[1] = 1
+    form: Form
+    sequence_length: int | None
+    vocab_size: int
+    eot_token_id: int | None
+    num_tokens: int
+    num_samples: int
+    num_documents: int
+    num_files: int
+    num_replaced_characters: int
+    num_skipped_files: int
+
+
 class Hdf5Writer:
     """Appends documents; writes files of about `file_bytes` each.
 
@@ -31,17 +51,26 @@ class Hdf5Writer:
         folder: where to; it must exist.
         form: "corpus", "sample" or "packed".
         sequence_length: T; not for the corpus form.
+        apart: in the sample form, every document has samples of its own.
 
     Raises:
         ConfigError: sequence_length is missing, or given for a corpus.
         DataError: h5py is not installed.
     """
 
-    def __init__(self, folder: Path, form: Form, sequence_length: int | None = None, file_bytes: int = FILE_BYTES):
+    def __init__(
+        self,
+        folder: Path,
+        form: Form,
+        sequence_length: int | None = None,
+        file_bytes: int = FILE_BYTES,
+        apart: bool = False,
+    ):
         if (form == "corpus") != (sequence_length is None):
             need = "has none: it is cut when it is read" if form == "corpus" else "needs one"
             raise ConfigError(f"the {form} form {need}; sequence_length is {sequence_length}")
         self._h5py = import_h5py()
+        self._apart = apart
         self._folder, self.form, self.sequence_length = folder, form, sequence_length
         self._row_shape = {"corpus": (), "sample": (3, sequence_length), "packed": (5, sequence_length)}[form]
         self._capacity = max(1, file_bytes // (_DTYPE.itemsize * int(np.prod(self._row_shape or (1,)))))
@@ -61,10 +90,14 @@ class Hdf5Writer:
         if self.form == "corpus":
             self._put(self._tokens)
             self._tokens = self._mask = np.empty(0, np.int64)
-        elif self.form == "sample":
+        elif self.form == "sample" and not self._apart:
             self._cut_windows()
         elif last:
             self._pack()
+
+    def append_piece(self, tokens: np.ndarray, last: bool) -> None:
+        """As `append`, every token to be learned."""
+        self.append(tokens, last=last)
 
     def close(self) -> None:
         """Write what is left, and end the file."""
@@ -100,7 +133,7 @@ class Hdf5Writer:
             part = slice(start, start + length + 1)
             piece = (self._tokens[part], self._mask[part])
             used = sum(len(tokens) - 1 for tokens, _ in self._bin)
-            if used + len(piece[0]) - 1 > length:
+            if self._bin and (self.form == "sample" or used + len(piece[0]) - 1 > length):
                 self._put_sample(self._bin)
                 self._bin = []
             self._bin.append(piece)

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from openwafer.base.errors import DataError
+from openwafer.base.errors import ConfigError, DataError
+from openwafer.data.chat import ChatEncoder, Template, parse_conversation
+from openwafer.data.hdf5_writer import FILE_BYTES, Form, Hdf5Record, Hdf5Writer
 from openwafer.data.index import INDEX_FILE, TOKENIZER_FILE, Index, SourceRecord, dtype_for
 from openwafer.data.shards import TokenShards
-from openwafer.data.sources import PIECE_BYTES, Counts, Piece, Source, find_sources, read_pieces
+from openwafer.data.sources import PIECE_BYTES, Counts, Piece, Source, find_sources, read_lines, read_pieces
 from openwafer.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer, plain_tokenizer, train_tokenizer
 from openwafer.data.writer import SHARD_BYTES, ShardWriter, atomic_folder, write_synced
 
@@ -24,6 +26,9 @@ TRAIN_BYTES = 64 << 20
 """A tokenizer is trained on about this much text, taken evenly from the input, so that its word table is bounded."""
 
 _BATCH_DOCUMENTS = 4096
+
+Append = Callable[[np.ndarray, bool], None]
+"""Takes the next tokens [n] of a document, and whether it ends with them."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +80,13 @@ def prepare(
     report = _Reporter(progress)
     with atomic_folder(out) as partial:
         sources = find_sources(inputs, counts)
-        if isinstance(tokenizer, Tokenizer):
-            tokenizer = plain_tokenizer(tokenizer)
-        elif tokenizer is not None:
-            tokenizer = load_tokenizer(tokenizer)
-        else:
-            tokenizer = _train(sources, text_field, vocab_size, report)
+        tokenizer = _tokenizer(tokenizer, sources, text_field, vocab_size, report)
         eot_id = end_of_text_id(tokenizer, eot_token) if append_eot else None
         vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         dtype = dtype_for(vocab_size)
         writer = ShardWriter(partial, np.dtype(dtype).newbyteorder("<"), shard_bytes)
         try:
-            num_documents = _encode(sources, text_field, tokenizer, eot_id, writer, counts, report)
+            num_documents = _encode(sources, text_field, tokenizer, eot_id, _append_to(writer), counts, report)
             writer.close()
         except BaseException:
             writer.abort()
@@ -109,6 +109,109 @@ def prepare(
         write_synced(partial / TOKENIZER_FILE, tokenizer_json)
         write_synced(partial / INDEX_FILE, index.model_dump_json(indent=1))
     return TokenShards(out)
+
+
+def prepare_hdf5(
+    inputs: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    form: Form,
+    sequence_length: int | None = None,
+    tokenizer: str | os.PathLike | Tokenizer | None = None,
+    vocab_size: int = VOCAB_SIZE,
+    text_field: str = "text",
+    append_eot: bool = True,
+    eot_token: str | None = None,
+    template: Template | None = None,
+    file_bytes: int = FILE_BYTES,
+    progress: Callable[[Progress], object] | None = None,
+) -> Hdf5Record:
+    """As `prepare`, into ModelZoo's HDF5 forms, with index.json and tokenizer.json beside the files.
+
+    Args:
+        form: "corpus", "sample" or "packed".
+        sequence_length: of the samples; None for a corpus.
+        template: the inputs are conversations (.jsonl), written by it; each has a sample to itself, or shares a packed
+            one, and only the assistant's turns are learned.
+
+    Returns:
+        What index.json says.
+
+    Raises:
+        DataError, ConfigError: as `prepare`; or conversations in a corpus, which has no loss mask.
+    """
+    if template is not None and form == "corpus":
+        raise ConfigError("a corpus has no loss mask, which conversations need: take the form sample or packed")
+    out = Path(os.path.abspath(out))
+    counts, report = Counts(), _Reporter(progress)
+    with atomic_folder(out) as partial:
+        sources = find_sources(inputs, counts)
+        if template is not None and tokenizer is None:
+            raise ConfigError("conversations need a tokenizer that has the template's tokens: name one")
+        tokenizer = _tokenizer(tokenizer, sources, text_field, vocab_size, report)
+        eot_id = end_of_text_id(tokenizer, eot_token) if append_eot and template is None else None
+        writer = Hdf5Writer(partial, form, sequence_length, file_bytes, apart=template is not None)
+        try:
+            if template is None:
+                num_documents = _encode(sources, text_field, tokenizer, eot_id, writer.append_piece, counts, report)
+            else:
+                num_documents = _encode_chats(sources, ChatEncoder(tokenizer, template), writer, counts, report)
+            writer.close()
+        except BaseException:
+            writer.abort()
+            raise
+        if not writer.num_files:
+            raise DataError(f"the {len(sources)} input files hold nothing to train on")
+        record = Hdf5Record(
+            form=form,
+            sequence_length=sequence_length,
+            vocab_size=max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
+            eot_token_id=eot_id,
+            num_tokens=writer.num_tokens,
+            num_samples=writer.num_samples,
+            num_documents=num_documents,
+            num_files=writer.num_files,
+            num_replaced_characters=counts.replaced_characters,
+            num_skipped_files=len(counts.skipped_files),
+        )
+        write_synced(partial / TOKENIZER_FILE, tokenizer.to_str())
+        write_synced(partial / INDEX_FILE, record.model_dump_json(indent=1))
+    return record
+
+
+def _tokenizer(
+    tokenizer: str | os.PathLike | Tokenizer | None,
+    sources: list[Source],
+    text_field: str,
+    vocab_size: int,
+    report: _Reporter,
+) -> Tokenizer:
+    if isinstance(tokenizer, Tokenizer):
+        return plain_tokenizer(tokenizer)
+    if tokenizer is not None:
+        return load_tokenizer(tokenizer)
+    return _train(sources, text_field, vocab_size, report)
+
+
+def _append_to(writer: ShardWriter) -> Append:
+    return lambda tokens, last: writer.append(tokens)
+
+
+def _encode_chats(
+    sources: list[Source], encoder: ChatEncoder, writer: Hdf5Writer, counts: Counts, report: _Reporter
+) -> int:
+    """Write every conversation; returns their number."""
+    total = sum(source.size_bytes for source in sources)
+    before, number = 0, 0
+    for source in sources:
+        for line, where, read_bytes in read_lines(source, counts):
+            ids, mask = encoder.encode(parse_conversation(line, where), where)
+            writer.append(ids, mask)
+            number += 1
+            if number % 256 == 0:
+                report("tokenise", before + read_bytes, total, number, writer.num_tokens)
+        before += source.size_bytes
+    report("tokenise", total, total, number, writer.num_tokens)
+    return number
 
 
 class _Reporter:
@@ -151,27 +254,28 @@ def _encode(
     text_field: str,
     tokenizer: Tokenizer,
     eot_id: int | None,
-    writer: ShardWriter,
+    append: Append,
     counts: Counts,
     report: _Reporter,
 ) -> int:
-    """Tokenise everything into the writer; returns the number of documents."""
+    """Tokenise everything and append everything; returns the number of documents."""
     total = sum(source.size_bytes for source in sources)
     # Enough pieces at a time for every core; the encodings take some 100 bytes a token.
     batch_bytes = PIECE_BYTES * min(32, max(4, 2 * (os.cpu_count() or 1)))
-    num_documents, size, batch = 0, 0, []
+    num_documents, num_tokens, size, batch = 0, 0, 0, []
 
     def flush(done: int) -> None:
-        nonlocal num_documents, size, batch
+        nonlocal num_documents, num_tokens, size, batch
         encodings = tokenizer.encode_batch_fast([piece.text for piece in batch], add_special_tokens=False)
         for piece, encoding in zip(batch, encodings, strict=True):
             ids = encoding.ids
             if piece.last and eot_id is not None:
                 ids.append(eot_id)
-            writer.append(np.array(ids, dtype=np.uint32))
+            append(np.array(ids, dtype=np.uint32), piece.last)
+            num_tokens += len(ids)
             num_documents += piece.last
         size, batch = 0, []
-        report("tokenise", done, total, num_documents, writer.num_tokens)
+        report("tokenise", done, total, num_documents, num_tokens)
 
     for piece, done in _all_pieces(sources, text_field, counts):
         batch.append(piece)

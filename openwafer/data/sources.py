@@ -105,6 +105,20 @@ def read_pieces(source: Source, text_field: str, counts: Counts) -> Iterator[Pie
         raise DataError(f"cannot read {source.path}: {error}") from error
 
 
+def read_lines(source: Source, counts: Counts) -> Iterator[tuple[str, str, int]]:
+    """The JSON lines of one file that are not blank, each with its file:line and the bytes read so far.
+
+    Raises:
+        DataError: not a file of JSON lines, or not readable.
+    """
+    if _content_suffix(source.path) not in _JSON_LINES:
+        raise DataError(f"{source.path}: conversations are read from JSON lines, {' or '.join(_JSON_LINES)} files")
+    try:
+        yield from _lines(source, counts)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"cannot read {source.path}: {error}") from error
+
+
 def _in_folder(folder: Path, counts: Counts) -> list[Source]:
     def refuse(error: OSError) -> None:
         raise DataError(f"cannot read folder {error.filename}: {error.strerror}") from error
@@ -178,6 +192,13 @@ def _text_pieces(source: Source, text_field: str, counts: Counts) -> Iterator[Pi
 
 
 def _json_pieces(source: Source, text_field: str, counts: Counts) -> Iterator[Piece]:
+    for line, where, read_bytes in _lines(source, counts):
+        text = _json_text(line, text_field, where)
+        yield from _cut(_without_surrogates(text, counts), read_bytes)
+
+
+def _lines(source: Source, counts: Counts) -> Iterator[tuple[str, str, int]]:
+    """Lines that are not blank, each with its file:line and the bytes read so far."""
     with open(source.path, "rb") as raw, _unpack(raw, source.path) as file:
         number = 0
         while line := file.readline(_MAX_LINE_BYTES + 1):
@@ -186,8 +207,7 @@ def _json_pieces(source: Source, text_field: str, counts: Counts) -> Iterator[Pi
             if len(line) > _MAX_LINE_BYTES:
                 raise DataError(f"{where}: the line is longer than {_MAX_LINE_BYTES >> 20} MiB; is this JSON lines?")
             if line.strip():
-                text = _json_text(_decode(line, counts), text_field, where)
-                yield from _cut(_without_surrogates(text, counts), raw.tell())
+                yield _decode(line, counts), where, raw.tell()
 
 
 def _json_text(line: str, text_field: str, where: str) -> str:

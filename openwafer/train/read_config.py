@@ -131,8 +131,17 @@ def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterat
     """Every dotted key of the schema, sections included."""
     for name, field in section.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from known_keys(field.annotation, f"{prefix}{name}.")
+        for below in _sections(field.annotation):
+            if below is not RunConfig:
+                yield from known_keys(below, f"{prefix}{name}.")
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections in an annotation, such as the one in `Section | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections(argument)
 
 
 def _parse_yaml(text: str, source: str) -> Any:
@@ -165,14 +174,15 @@ def _explain(fault: ErrorDetails) -> str:
     value = fault["input"]
     match fault["type"]:
         case "extra_forbidden":
-            return _explain_unknown(".".join(str(part) for part in fault["loc"]))
+            return _explain_unknown([str(part) for part in fault["loc"]])
         case "missing":
             return f"{path} is missing; it must be set."
         case "value_error":
             reason = str(fault.get("ctx", {}).get("error", fault["msg"])).removeprefix("size: ").rstrip(".")
             return f"{path}: {reason}." if path else f"{reason}."
         case "literal_error":
-            return f"{path}: {_short(value)} is not allowed; choose one of {_choices(path)}."
+            choices = fault.get("ctx", {}).get("expected", "").replace("'", "").replace(" or ", ", ")
+            return f"{path}: {_short(value)} is not allowed; choose one of {choices}."
         case _:
             allowed = fault["msg"].removeprefix("Input should be ")
             for theirs, plain in _PLAIN_WORDS.items():
@@ -180,9 +190,11 @@ def _explain(fault: ErrorDetails) -> str:
             return f"{path}: {_short(value)} is not allowed; it must be {allowed}."
 
 
-def _explain_unknown(path: str) -> str:
-    keys = list(known_keys())
-    section, _, name = path.rpartition(".")
+def _explain_unknown(parts: list[str]) -> str:
+    keys, path = list(known_keys()), ".".join(parts)
+    if parts[0] == "phases":  # a phase has the sections of a run
+        parts = parts[2:]
+    section, _, name = ".".join(parts).rpartition(".")
     siblings = {key.rpartition(".")[2]: key for key in keys if key.rpartition(".")[0] == section}
     names = {key.rpartition(".")[2]: key for key in reversed(keys)}
     near = _SYNONYMS.get(name)
@@ -193,24 +205,6 @@ def _explain_unknown(path: str) -> str:
             near = candidates[match[0]] if match else None
     hint = f"did you mean {near}?" if near else f"known there: {', '.join(siblings) or 'nothing'}."
     return f"unknown key {path}; {hint}"
-
-
-def _choices(path: str) -> str:
-    section: type[BaseModel] = RunConfig
-    *sections, last = path.split(".")
-    for name in sections:
-        annotation = section.model_fields[name].annotation
-        assert isinstance(annotation, type)
-        section = annotation
-    return ", ".join(_literals(section.model_fields[last].annotation))
-
-
-def _literals(annotation: Any) -> Iterator[str]:
-    for argument in get_args(annotation):
-        if isinstance(argument, str):
-            yield argument
-        else:
-            yield from _literals(argument)
 
 
 def _short(value: object) -> str:

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from openwafer.base.errors import ConfigError, DataError
+from openwafer.cli import main
 from openwafer.data.hdf5 import Hdf5Samples
 from openwafer.data.hdf5_writer import Hdf5Writer
 from openwafer.data.sample_loader import SampleLoader, document_ids
+from openwafer.data.tokenizer import load_tokenizer
 
 
 def put(path, array):
@@ -184,3 +186,21 @@ def test_files_that_reach_outside_or_are_none_are_refused(tmp_path):
         Hdf5Samples([tmp_path / "odd"])
     with pytest.raises(DataError, match="is no folder"):
         Hdf5Samples([tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize("form", ["corpus", "sample", "packed"])
+def test_the_command_prepares_text_in_every_form(tmp_path, form, capsys):
+    text = "".join(f"line {number} of the text\n" for number in range(60))
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.txt").write_text(text.upper())
+    length = [] if form == "corpus" else ["--sequence-length", "32"]
+    command = ["data", "prepare", str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--form", form, "--vocab-size", "300", *length]) == 0
+    assert f"form {form}" in capsys.readouterr().err
+    samples = Hdf5Samples([tmp_path / "out"], 32)
+    tokenizer = load_tokenizer(tmp_path / "out")
+    rows = [samples.read(number) for number in range(len(samples))]
+    read = "".join(tokenizer.decode(row[0][row[1] == 1], skip_special_tokens=False) for row in rows)
+    assert text.startswith(read[:500])
+    assert len(read) > 0.9 * 2 * len(text)
+    assert read.count("<|endoftext|>") == (0 if form == "packed" else 1), "the end of the last one is a label only"

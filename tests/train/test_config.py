@@ -145,4 +145,6 @@ def test_known_keys_are_every_key_of_a_dump():
             if isinstance(value, dict):
                 yield from dotted(value, f"{prefix}{key}.")
 
-    assert set(dotted(yaml.safe_load(dump_config(parse_config(GOOD))))) == set(known_keys(RunConfig))
+    dump = set(dotted(yaml.safe_load(dump_config(parse_config(GOOD)))))
+    left_out = ("model.modelzoo.", "data.sink_tokens.", "schedulers.")  # sections that may be absent
+    assert dump == {key for key in known_keys(RunConfig) if not key.startswith(left_out)}

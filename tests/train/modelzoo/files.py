@@ -1,4 +1,4 @@
-"""Trainer files in the form of ModelZoo 2.x, written for the tests; sizes are small, figures as published."""
+"""Trainer files in the form of ModelZoo 2.x, written for the tests; the figures are published ones."""
 
 from pathlib import Path
 from typing import Any
