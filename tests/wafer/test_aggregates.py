@@ -97,7 +97,9 @@ def test_recursive_structs_are_refused(tmp_path):
     }
     fn run(n: i32) void { out[0] = down(Pair{ .a = n, .b = 1 }).b; sys.unblock_cmd_stream(); }
     """
-    with pytest.raises(CompileFailed, match="recursive function that returns a struct"):
+    with pytest.raises(
+        CompileFailed, match=r"down calls itself and has variables in memory \(down.literal, down.result\)"
+    ):
         result(tmp_path, "wse2", text, 1)
 
 

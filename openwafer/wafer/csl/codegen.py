@@ -174,12 +174,31 @@ def _check_stack(functions: list[ir.Function], made: list[image.Function]) -> No
         return depth[function]
 
     for function in functions:
+        _check_recursion(function)
         if measure(function, frozenset()) > MAX_STACK_SLOTS:
             raise CslError(
                 function.span,
                 f"{function.name} and what it calls need {depth[function]} slots of stack, there are {MAX_STACK_SLOTS}",
                 "a slot holds a local or an intermediate value: split the function, or make locals global variables",
             )
+
+
+def _check_recursion(function: ir.Function) -> None:
+    """A function that comes to itself again has no variables in memory: there is one of each."""
+    seen: set[ir.Function] = set()
+    stack = _callees(function) if function.memory else []
+    while stack:
+        callee = stack.pop()
+        if callee is function:
+            names = ", ".join(v.name for v in function.memory)
+            raise CslError(
+                function.span,
+                f"not supported yet: {function.name} calls itself and has variables in memory ({names})",
+                "arrays, structs and what an & is put before lie there, once for all calls",
+            )
+        if callee not in seen:
+            seen.add(callee)
+            stack += _callees(callee)
 
 
 MAX_INLINED = 6
@@ -201,6 +220,9 @@ def _nodes(root: Any) -> Iterable[Any]:
                 stack += vars(item).values()
 
 
+_WITH_JUMPS = ir.Call | ir.Loop | ir.Labeled | ir.IterLoop | ir.Return
+
+
 @functools.lru_cache(maxsize=4096)
 def _is_inlined(function: ir.Function) -> bool:
     """Whether calls of a function become its body: a few statements, straight through, that call nothing."""
@@ -208,10 +230,10 @@ def _is_inlined(function: ir.Function) -> bool:
     if len(body) > MAX_INLINED or any(isinstance(s, ir.Return) for s in body[:-1]):
         return False
     last = body[-1].value if body and isinstance(body[-1], ir.Return) else None
-    if any(isinstance(n, ir.Call | ir.Loop | ir.IterLoop | ir.Return | ir.IterOpen) for n in _nodes(body[:-1])):
+    if any(isinstance(n, _WITH_JUMPS | ir.IterOpen) for n in _nodes(body[:-1])):
         return False
     if body and not isinstance(body[-1], ir.Return):
-        return not any(isinstance(n, ir.Call | ir.Loop | ir.IterLoop | ir.Return) for n in _nodes(body[-1]))
+        return not any(isinstance(n, _WITH_JUMPS) for n in _nodes(body[-1]))
     return not any(isinstance(n, ir.Call) for n in _nodes(last))
 
 
@@ -360,7 +382,7 @@ class _Function:
         self.num_slots = 0
         self.jumps: list[tuple[int, int]] = []
         self.labels: list[int | None] = []
-        self.loops: dict[ir.Loop, tuple[int, int]] = {}
+        self.loops: dict[ir.Loop | ir.Labeled, tuple[int, int]] = {}
         self.resident: set[tuple[int, str]] = set()
         """Operands of vector operations, (id, role), whose DSD is in a register since before a loop."""
         self.place = -1
@@ -744,6 +766,12 @@ class _Function:
             self.jump(Op.JNZ, slot, start)
         self.put(end)
 
+    def labeled(self, node: ir.Labeled) -> None:
+        end = self.label()
+        self.loops[node] = end, end
+        self.statements(node.body)
+        self.put(end)
+
     def hoist(self, node: ir.Loop) -> None:
         """DSDs that the loop does not change go into registers once, before it."""
         vectors = [n for n in _nodes(node.body) if isinstance(n, ir.VectorOp)]
@@ -920,6 +948,7 @@ _STATEMENTS: dict[type, Any] = {
     ir.Evaluate: _Function.evaluate,
     ir.If: _Function.if_,
     ir.Loop: _Function.loop,
+    ir.Labeled: _Function.labeled,
     ir.Break: _Function.leave,
     ir.Continue: _Function.leave,
     ir.Return: _Function.return_,

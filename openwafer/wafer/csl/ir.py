@@ -60,6 +60,8 @@ class Function:
     body: list[Stmt]
     place: Location | None = None
     span: Span | None = None
+    memory: list[Variable] = field(default_factory=list)
+    """Its variables that do not live in slots."""
 
 
 # Expressions. Each has `type`, and `place` where it can fail at run time.
@@ -335,11 +337,20 @@ class Loop:
     condition: Expr
     body: list[Stmt]
     step: list[Stmt]
+    is_left: bool = False
+
+
+@dataclass(eq=False)
+class Labeled:
+    """Statements that a Break may leave; `is_left`: there is one that does."""
+
+    body: list[Stmt]
+    is_left: bool = False
 
 
 @dataclass(eq=False)
 class Break:
-    loop: Loop
+    loop: Loop | Labeled
 
 
 @dataclass(eq=False)
@@ -478,8 +489,8 @@ class IterLoop:
 
 
 Stmt = (
-    SetLocal | Store | StoreIndexed | CopyBytes | Evaluate | If | Loop | Break | Continue | Return | Assert | VectorOp
-    | LoadDsr | TaskBit | SysCall | WriteConfig | StoreCounter | IterOpen | IterPut | IterLoop
+    SetLocal | Store | StoreIndexed | CopyBytes | Evaluate | If | Loop | Labeled | Break | Continue | Return | Assert
+    | VectorOp | LoadDsr | TaskBit | SysCall | WriteConfig | StoreCounter | IterOpen | IterPut | IterLoop
 )  # fmt: skip
 
 

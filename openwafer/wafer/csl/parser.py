@@ -582,7 +582,7 @@ class _Parser:
                 self.take()
                 name = self.take().text if self.token.kind in (NAME, KEYWORD) else self.name("the name of a field")
                 node = ast.Field(base=node, name=name, span=self.span_from(start))
-            elif text == "{" and braces and isinstance(node, ast.Name | ast.Field | ast.StructType):
+            elif text == "{" and braces and isinstance(node, ast.Name | ast.Field | ast.Call | ast.StructType):
                 node = self.literal_body(node, start)
             else:
                 break

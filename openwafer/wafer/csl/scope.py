@@ -7,7 +7,7 @@ from typing import Any
 
 from openwafer.wafer.csl import ast, ir
 from openwafer.wafer.csl.ast import Span
-from openwafer.wafer.csl.comptime import Cell, Const
+from openwafer.wafer.csl.comptime import VOID, Cell, Const
 from openwafer.wafer.csl.types import Type
 
 
@@ -96,16 +96,29 @@ class RangeValue:
 
 
 @dataclass(eq=False)
-class LoopMark:
-    """A loop or labelled block around the code at hand: its label, and its IR at run time, where a block is a loop too.
+class Broken:
+    """A value that a labelled block was left with; `store`: what will keep it, before `leave`."""
 
-    values: what breaks gave a block so far, each with the statement that keeps it; None: a loop.
+    value: Value
+    store: ir.Labeled
+    leave: ir.Break
+    span: Span
+
+
+@dataclass(eq=False)
+class LoopMark:
+    """A loop or labelled block around the code at hand: its label, and its IR at run time.
+
+    again: a block around one round of an unrolled loop, left by continue
+    want: the type that the value of a block should have
+    values: what breaks gave a block so far; None: a loop
     """
 
     label: str | None
-    loop: ir.Loop | None
+    loop: ir.Loop | ir.Labeled | None
+    again: ir.Labeled | None = None
     want: Type | None = None
-    values: list[tuple[Value, ast.Break, ir.SetLocal | None]] | None = None
+    values: list[Broken] | None = None
 
 
 @dataclass(eq=False)
@@ -119,6 +132,7 @@ class Frame:
         in_memory: locals whose address is taken
         result: type of the function, None outside of one
         result_place: where a function puts a struct that it returns
+        memory: variables of the function, which it has once, however often it is active
     """
 
     instance: Instance
@@ -130,6 +144,7 @@ class Frame:
     depth: int = 0
     name: str = ""
     result_place: MemoryPlace | None = None
+    memory: list[ir.Variable] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.is_comptime = self.out is None
@@ -158,6 +173,6 @@ class Returned(Exception):
 class Left(Exception):
     """A break or continue at compile time."""
 
-    def __init__(self, mark: LoopMark, again: bool, value: Any = None) -> None:
+    def __init__(self, mark: LoopMark, again: bool, value: Value = VOID) -> None:
         super().__init__()
         self.mark, self.again, self.value = mark, again, value

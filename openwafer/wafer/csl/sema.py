@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from openwafer.wafer.arch import MEMORY_BYTES, Arch
-from openwafer.wafer.csl import ast, ir
+from openwafer.wafer.csl import aggregates, ast, ir
 from openwafer.wafer.csl import types as ty
 from openwafer.wafer.csl.ast import Span
 from openwafer.wafer.csl.comptime import (
@@ -35,7 +35,7 @@ from openwafer.wafer.csl.comptime import (
     scalar_bits,
 )  # fmt: skip
 from openwafer.wafer.csl.diagnostics import Cascade, CslError, Diagnostics, among, nearest
-from openwafer.wafer.csl.labels import labeled_block, leave_block
+from openwafer.wafer.csl.labels import labeled_block, leave, never_ends, one_round, unrolled
 from openwafer.wafer.csl.parser import parse_file
 from openwafer.wafer.csl.placement import Placement, TileCode
 from openwafer.wafer.csl.scope import (
@@ -167,7 +167,6 @@ class Sema:
         self.fifos: dict[int, ir.Fifo] = {}
         self.num_strings = 0
         self.launch_color: int | None = None
-        self.unfinished: set[ir.Function] = set()
 
     def shown(self, path: str) -> str:
         return _shown(path)
@@ -453,6 +452,8 @@ class Sema:
         )
         if self.program is not None:
             self.program.variables.append(variable)
+            if frame.out is not None:
+                frame.memory.append(variable)
             element = kind.element if isinstance(kind, ty.Array) else kind
             self.program.symbols.append(ir.Symbol(name, variable, None, False, str(element), True, (), exported=False))
         return place
@@ -713,7 +714,7 @@ class Sema:
             )
         return self.call_with(frame, callee.value, node.arguments, node.span)
 
-    def call_with(self, frame: Frame, function: FunctionValue, nodes: Iterable[ast.Expr], span: Span) -> Value:
+    def call_with(self, frame: Frame, function: FunctionValue, nodes: tuple[ast.Expr, ...], span: Span) -> Value:
         instance, declaration = function.instance, function.declaration
         scope: dict[str, Any] = {}
         inner = Frame(instance, [scope])
@@ -756,17 +757,9 @@ class Sema:
             target = self.within("called here", span, lambda: self.lower(function, fixed, kinds, result))
         else:
             target = self.lower(function, fixed, kinds, result)
-        slots = [self.runtime(value, span) for value in passed.values()]
-        made = Run(result, ir.Call(target, slots, self.place_of(span)))
-        return self.copied(frame, made, span) if isinstance(result, ty.Struct) else made
-
-    def copied(self, frame: Frame, value: Run, span: Span) -> Run:
-        """A struct in memory of its own."""
-        assert self.program is not None
-        variable = ir.Variable(f"{frame.name}.copy", ty.size_bytes(value.type), 2)
-        self.program.variables.append(variable)
-        self.store(frame, MemoryPlace(value.type, ir.Address(variable)), value, span)
-        return Run(value.type, ir.Address(variable))
+        written = {p.name: node for (p, _, _), node in zip(arguments, nodes, strict=True)}
+        slots = [aggregates.passed(self, frame, value, written.get(name), span) for name, value in passed.items()]
+        return aggregates.call(self, frame, ir.Call(target, slots, self.place_of(span)), result, span)
 
     def run(self, frame: Frame, function: FunctionValue, scope: dict[str, Any], result: Type, span: Span) -> Const:
         """A call at compile time."""
@@ -796,18 +789,16 @@ class Sema:
         declaration = function.declaration
         key = (id(function.instance), declaration.name, tuple(fixed.items()), tuple(kinds.items()))
         known = self.functions.get(key)
-        if known is not None and known in self.unfinished and isinstance(result, ty.Struct):
-            raise CslError(
-                declaration.span,
-                "not supported yet: a recursive function that returns a struct",
-                "return through a pointer",
-            )
         if known is not None:
             return known
         scope: dict[str, Any] = dict(fixed)
         parameters = []
         names = _addressed(declaration.body) if declaration.body is not None else frozenset()
         frame = Frame(function.instance, [scope], [], names, result, [], 0, declaration.name)
+        gives = self.slot_type(result, declaration.span)
+        if isinstance(result, ty.Struct):
+            parameters.append(ir.Local("result", gives))
+            frame.result_place, gives = MemoryPlace(result, ir.GetLocal(parameters[0])), ir.Special.VOID
         for name, kind in kinds.items():
             local = ir.Local(name, self.slot_type(kind, declaration.span))
             parameters.append(local)
@@ -817,17 +808,11 @@ class Sema:
             if isinstance(value.value, StructValue):
                 scope[name] = filled(value, scope, lambda place: Run(place.type, ir.GetLocal(place.local)))
         lowered = ir.Function(
-            declaration.name, parameters, self.slot_type(result, declaration.span), [],
-            self.place_of(declaration.span), declaration.span,
-        )  # fmt: skip
+            declaration.name, parameters, gives, [], self.place_of(declaration.span), declaration.span, frame.memory
+        )
         self.functions[key] = lowered
-        self.unfinished.add(lowered)
         if self.program is not None:
             self.program.functions.append(lowered)
-            if isinstance(result, ty.Struct):
-                variable = ir.Variable(f"{declaration.name}.result", ty.size_bytes(result), 2)
-                self.program.variables.append(variable)
-                frame.result_place = MemoryPlace(result, ir.Address(variable))
         assert frame.out is not None and declaration.body is not None
         for name in kinds:
             if name in names and isinstance(scope[name], LocalPlace):
@@ -835,17 +820,15 @@ class Sema:
         before = self.compilation.diagnostics.num_errors
         self.block(frame, declaration.body)
         lowered.body = frame.out
-        self.unfinished.discard(lowered)
-        if result != ty.VOID and before == self.compilation.diagnostics.num_errors and not _returns(lowered.body):
+        if result != ty.VOID and before == self.compilation.diagnostics.num_errors and not never_ends(lowered.body):
             self.guarded(lambda: _raise(_no_return(declaration, result)))
         return lowered
 
     def to_memory(self, frame: Frame, name: str, scope: dict[str, Any]) -> None:
         """A parameter whose address is taken gets memory."""
         place: LocalPlace = scope[name]
-        variable = ir.Variable(f"{frame.name}.{name}", ty.size_bytes(place.type), 2)
-        assert frame.out is not None and self.program is not None
-        self.program.variables.append(variable)
+        variable = aggregates.own(self, frame, name, place.type)
+        assert frame.out is not None
         frame.out.append(ir.Store(place.local.type, ir.Address(variable), 0, ir.GetLocal(place.local)))
         scope[name] = MemoryPlace(place.type, ir.Address(variable))
 
@@ -901,14 +884,16 @@ class Sema:
             return self.const_field(_at_path(base), node)
         if isinstance(kind, ty.Pointer) and isinstance(kind.target, ty.Struct):
             pointer = self.load(frame, base, node.span)
-            base, kind = MemoryPlace(kind.target, self.runtime(pointer, node.span), 0, kind.is_const), kind.target
+            base = MemoryPlace(kind.target, self.runtime(pointer, node.span), 0, kind.is_const)
+            kind = kind.target
         if isinstance(kind, ty.Struct) and isinstance(base, MemoryPlace | Run):
             fields = dict(kind.fields)
             if node.name not in fields:
                 raise CslError(node.span, f'{kind} has no field "{node.name}"{among(node.name, fields)}')
             address = base.address if isinstance(base, MemoryPlace) else base.expr
             offset = base.offset if isinstance(base, MemoryPlace) else 0
-            return MemoryPlace(fields[node.name], address, offset + kind.offset(node.name))
+            is_const = isinstance(base, Run) or base.is_const
+            return MemoryPlace(fields[node.name], address, offset + kind.offset(node.name), is_const)
         raise CslError(node.span, f"a value of type {kind} has no fields")
 
     def const_field(self, base: Const, node: ast.Field) -> Value | Place:
@@ -938,7 +923,8 @@ class Sema:
                 raise CslError(node.span, f'{target} has no field "{node.name}"{among(node.name, names)}')
             if isinstance(target, ty.Struct):
                 offset = known.offset + target.offset(node.name)
-                return MemoryPlace(dict(target.fields)[node.name], ir.Address(known.variable), offset)
+                address = ir.Address(known.variable)
+                return MemoryPlace(dict(target.fields)[node.name], address, offset, base.type.is_const)
         raise CslError(node.span, f"a value of type {base.type} has no fields")
 
     def dereference(self, frame: Frame, node: ast.Dereference, want: Type | None) -> Place:
@@ -1292,7 +1278,7 @@ class Sema:
         held: list[tuple[str, Value]] = []
         for name, value in fields:
             if isinstance(value, Run) and isinstance(value.type, ty.Struct):
-                value = self.copied(frame, value, span)
+                value = aggregates.kept(self, frame, value, name, span)
             elif isinstance(value, Run):
                 local = ir.Local(name, self.slot_type(value.type, span))
                 frame.out.append(ir.SetLocal(local, value.expr))
@@ -1301,9 +1287,7 @@ class Sema:
         return Const(ty.COMPTIME_STRUCT, StructValue(tuple(held)))  # pyright: ignore[reportArgumentType]
 
     def runtime_struct(self, frame: Frame, kind: ty.Struct, fields: dict[str, Value], span: Span) -> Place:
-        variable = ir.Variable(f"{frame.name}.literal", ty.size_bytes(kind), 2)
-        assert self.program is not None
-        self.program.variables.append(variable)
+        variable = aggregates.own(self, frame, "literal", kind)
         self.check_variant(kind, fields, span)
         for name in fields:
             if name not in dict(kind.fields):
@@ -1333,9 +1317,7 @@ class Sema:
             return self.open_struct(frame, [(str(i), v) for i, v in enumerate(values)], node.span)
         if len(values) != kind.count:
             raise CslError(node.span, f"{kind} has {kind.count} elements, found {len(values)}")
-        variable = ir.Variable(f"{frame.name}.literal", ty.size_bytes(kind), 4)
-        assert self.program is not None
-        self.program.variables.append(variable)
+        variable = aggregates.own(self, frame, "literal", kind)
         size = ty.size_bytes(kind.element)
         for number, value in enumerate(values):
             self.store(frame, MemoryPlace(kind.element, ir.Address(variable), number * size), value, node.span)
@@ -1558,13 +1540,14 @@ class Sema:
     def while_stmt(self, frame: Frame, node: ast.While) -> None:
         mark = LoopMark(node.label, None)
         if frame.is_comptime or node.is_inline:
-            count = 0
-            while self.constant(frame, node.condition, ty.BOOL).value:
-                count = self.counted(count, node.span)
-                if not self.round(frame, node.body, mark):
-                    break
-                if node.step is not None:
-                    self.statement(frame, node.step)
+            with unrolled(frame, mark):
+                count = 0
+                while self.constant(frame, node.condition, ty.BOOL).value:
+                    count = self.counted(count, node.span)
+                    if not self.round(frame, node.body, mark):
+                        break
+                    if node.step is not None:
+                        self.statement(frame, node.step)
             return
         inner = replace_out(frame)
         condition = self.condition(frame, inner, node.condition, (node.body, node.step))
@@ -1587,10 +1570,12 @@ class Sema:
         return count + 1
 
     def round(self, frame: Frame, body: ast.Stmt, mark: LoopMark) -> bool:
-        """One round of a loop at compile time; whether to go on."""
+        """One round of a loop at compile time, or of one that is unrolled; whether to go on."""
         frame.loops.append(mark)
         before = self.compilation.diagnostics.num_errors
         try:
+            if not frame.is_comptime:
+                return one_round(self, frame, body, mark) and before == self.compilation.diagnostics.num_errors
             self.scoped(frame, body)
         except Left as left:
             if left.mark is not mark:
@@ -1614,15 +1599,16 @@ class Sema:
 
     def for_tuple(self, frame: Frame, node: ast.For, values: Iterable[Const]) -> None:
         mark = LoopMark(node.label, None)
-        for number, value in enumerate(values):
-            names: dict[str, Any] = {node.element: value}
-            if node.index is not None:
-                names[node.index] = Const(ty.U16, number)
-            frame.scopes.append(names)
-            go_on = self.round(frame, node.body, mark)
-            frame.scopes.pop()
-            if not go_on:
-                return
+        with unrolled(frame, mark):
+            for number, value in enumerate(values):
+                names: dict[str, Any] = {node.element: value}
+                if node.index is not None:
+                    names[node.index] = Const(ty.U16, number)
+                frame.scopes.append(names)
+                go_on = self.round(frame, node.body, mark)
+                frame.scopes.pop()
+                if not go_on:
+                    return
 
     def for_range(self, frame: Frame, node: ast.For, span: RangeValue) -> None:
         bounds = (span.start, span.stop, span.step)
@@ -1735,25 +1721,6 @@ class Sema:
             return ir.Logical(True, low, ir.Compare(Op.LE, own, held, known(value.high)))
         return ir.Compare(Op.EQ, own, held, known(value))
 
-    def leave_loop(self, frame: Frame, node: ast.Break | ast.Continue) -> None:
-        word = "break" if isinstance(node, ast.Break) else "continue"
-        named = [m for m in reversed(frame.loops) if node.label in (None, m.label)]
-        marks = [m for m in named if m.values is None or (node.label is not None and isinstance(node, ast.Break))]
-        if not marks:
-            kind = "loop or block" if isinstance(node, ast.Break) else "loop"
-            missing = f'no {kind} "{node.label}" here' if node.label else f"{word} outside of a loop"
-            raise CslError(node.span, missing)
-        if isinstance(node, ast.Break) and (marks[0].values is not None or node.value is not None):
-            leave_block(self, frame, node, marks[0])
-            return
-        loop = marks[0].loop
-        if loop is None:
-            if not frame.is_comptime:
-                raise CslError(node.span, f"not supported yet: {word} in an inline loop at run time")
-            raise Left(marks[0], again=isinstance(node, ast.Continue))
-        assert frame.out is not None
-        frame.out.append(ir.Break(loop) if isinstance(node, ast.Break) else ir.Continue(loop))
-
     def return_stmt(self, frame: Frame, node: ast.Return) -> None:
         if frame.result is None:
             raise CslError(node.span, "return outside of a function")
@@ -1777,7 +1744,7 @@ class Sema:
             frame.out.append(ir.Return(None))
         elif frame.result_place is not None:
             self.store(frame, frame.result_place, value, node.span)
-            frame.out.append(ir.Return(frame.result_place.address))
+            frame.out.append(ir.Return(None))
         else:
             frame.out.append(ir.Return(self.runtime(value, node.span)))
 
@@ -1821,8 +1788,8 @@ _STATEMENTS: dict[type, Callable] = {
     ast.While: Sema.while_stmt,
     ast.For: Sema.for_stmt,
     ast.Switch: Sema.switch_stmt,
-    ast.Break: Sema.leave_loop,
-    ast.Continue: Sema.leave_loop,
+    ast.Break: leave,
+    ast.Continue: leave,
     ast.Return: Sema.return_stmt,
     ast.ComptimeBlock: Sema.comptime_block,
 }
@@ -1885,27 +1852,6 @@ def _no_return(declaration: ast.FunctionDecl, result: Type) -> CslError:
     span = declaration.result.span if declaration.result is not None else declaration.span
     text = f"{declaration.name} can end without returning a value of type {result}"
     return CslError(span, text, "every way through it must end in return")
-
-
-def _returns(body: list[ir.Stmt]) -> bool:
-    """Whether the end of some statements is never reached."""
-    last = body[-1] if body else None
-    if isinstance(last, ir.If):
-        return _returns(last.then) and _returns(last.otherwise)
-    if isinstance(last, ir.Loop):
-        forever = isinstance(last.condition, ir.Const) and last.condition.value != 0
-        return forever and not _leaves(last.body, last)
-    return isinstance(last, ir.Return)
-
-
-def _leaves(body: list[ir.Stmt], loop: ir.Loop) -> bool:
-    """Whether a break of a loop stands in some statements."""
-    return any(
-        (isinstance(s, ir.Break) and s.loop is loop)
-        or (isinstance(s, ir.If) and (_leaves(s.then, loop) or _leaves(s.otherwise, loop)))
-        or (isinstance(s, ir.Loop) and _leaves(s.body, loop))
-        for s in body
-    )
 
 
 _VALUES = (

@@ -1,0 +1,183 @@
+"""Constructs of CSL from source to result, each against what Python computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openwafer.wafer.csl.diagnostics import CompileFailed
+from tests.wafer.programs import build, get, put, start
+
+EXPORTS = '@export_name("a", [*]u32, true); @export_name("b", [*]u32, true); @export_name("run", fn()void);'
+SYMBOLS = 'comptime { @export_symbol(a_ptr, "a"); @export_symbol(b_ptr, "b"); @export_symbol(run); }'
+ARRAYS = "var a = @zeros([8]u32); var b = @zeros([8]u32); const a_ptr: [*]u32 = &a; var b_ptr: [*]u32 = &b;"
+ARCHITECTURES = pytest.mark.parametrize("arch", ["wse2", "wse3"])
+
+
+def results(
+    folder: Path, statements: str, declarations: str = "", values: tuple[int, ...] = (), arch: str = "wse2",
+    dtype: type = np.uint32,
+) -> list:  # fmt: skip
+    """What `run` puts into b, given a."""
+    body = f"{ARRAYS}\n{declarations}\nfn run() void {{ {statements}\n sys.unblock_cmd_stream(); }}\n{SYMBOLS}"
+    build(folder, body, EXPORTS, arch=arch)
+    runtime = start(folder)
+    put(runtime, "a", np.array((*values, *[0] * 8)[:8], np.uint32))
+    runtime.launch("run")
+    return get(runtime, "b", 8, dtype).tolist()
+
+
+def refused(folder: Path, statements: str, message: str, declarations: str = "", arch: str = "wse2") -> None:
+    with pytest.raises(CompileFailed, match=message):
+        results(folder, statements, declarations, arch=arch)
+
+
+BLOCKS = """
+fn classify(n: u32) u32 {
+  return found: {
+    if (n < 2) break :found 0;
+    if (n % 2 == 0) { break :found n / 2; }
+    var i: u32 = 3;
+    while (true) : (i += 2) {
+      if (i * i > n) break :found 1;
+      if (n % i == 0) break :found n / i;
+    }
+  };
+}
+"""
+
+
+@ARCHITECTURES
+def test_a_labelled_block_has_a_value(tmp_path, arch):
+    values = (0, 1, 2, 7, 9, 35, 49, 97)
+    code = "for (@range(u16, 8)) |i| { b[i] = classify(a[i]); }"
+    assert results(tmp_path, code, BLOCKS, values, arch) == [0, 0, 1, 1, 3, 7, 7, 1]
+
+
+def test_break_leaves_the_block_that_it_names(tmp_path):
+    code = """
+    for (@range(u16, 8)) |i| {
+      outer: {
+        if (a[i] == 1) break :outer;
+        b[i] += 1;
+        inner: {
+          if (a[i] == 2) break :outer;
+          if (a[i] == 3) break :inner;
+          if (a[i] == 4) break;
+          b[i] += 10;
+        }
+        b[i] += 100;
+      }
+      b[i] += 1000;
+    }
+    """
+    assert results(tmp_path, code, values=(1, 2, 3, 0, 4)) == [1000, 1001, 1101, 1111, 1, 0, 0, 0]
+
+
+def test_a_block_may_be_known_at_compile_time(tmp_path):
+    code = """
+    var n: u32 = 4;
+    const x1 = blk: { n += 1; break :blk 1; } + 42;
+    @comptime_assert(x1 == 43);
+    const y = if (a[0] == 0) one: { n += 10; break :one n; } else two: { n += 100; break :two n; };
+    b[0] = n; b[1] = x1; b[2] = y;
+    const z = comptime all: { var i: u16 = 0; while (true) { i += 1; if (i == 7) break :all i; } };
+    b[3] = z;
+    """
+    assert results(tmp_path, code)[:4] == [15, 43, 15, 7]
+
+
+def test_unrolled_loops_are_left_at_run_time(tmp_path):
+    code = """
+    inline for (@range(u16, 8)) |i| {
+      if (a[i] == 5) continue;
+      if (a[i] == 6) break;
+      b[i] = a[i] + @as(u32, i);
+      if (i == 6) break;
+    }
+    """
+    assert results(tmp_path, code, values=(1, 5, 2, 6, 1)) == [1, 0, 4, 0, 0, 0, 0, 0]
+    assert results(tmp_path, code, values=(1, 5, 2, 1, 1, 1, 1, 1)) == [1, 0, 4, 4, 5, 6, 7, 0]
+
+
+@pytest.mark.parametrize(
+    ("statements", "message"),
+    [
+        ("blk: { if (a[0] == 0) break :blk 3; }", "this block may end without a value"),
+        ("blk: { blk: { } }", 'the label "blk" is in use here'),
+        ("blk: { continue :blk; }", 'no loop "blk" here'),
+        ("blk: { break; }", "break outside of a loop"),
+        ("while (true) { break :other; }", 'no loop or block "other" here'),
+        ("l: while (true) { break :l 3; }", "is a loop, which has no value"),
+        ("const c = blk: { if (a[0] == 0) break :blk 1; break :blk 2; };", "need a sized type"),
+    ],
+)
+def test_mistakes_with_blocks(tmp_path, statements, message):
+    refused(tmp_path, statements, message)
+
+
+POINTS = """
+const Point = struct { x: u32, y: u16, tag: u8 };
+const Pair = struct { first: Point, second: Point };
+fn point(n: u32) Point { return Point{ .x = n, .y = @as(u16, n + 1), .tag = 7 }; }
+fn sum(p: Point) u32 { return p.x + @as(u32, p.y) + @as(u32, p.tag); }
+fn moved(p: Point, by: u32) Point {
+  var q = p;
+  q.x += by;
+  return q;
+}
+fn pair(p: Point, q: Point) Pair { return Pair{ .first = q, .second = p }; }
+var shared = Point{ .x = 100, .y = 5, .tag = 1 };
+fn clobber(p: Point) u32 { shared.x = 1; return p.x; }
+fn either(c: bool) Point { if (c) { return shared; } return .{ .x = 9, .y = 8, .tag = 3 }; }
+"""
+
+
+@ARCHITECTURES
+def test_structs_go_by_value(tmp_path, arch):
+    code = """
+    const p = point(a[0]);
+    b[0] = sum(p);
+    b[1] = sum(moved(moved(p, 1), a[1]));
+    const both = pair(p, point(50));
+    b[2] = both.first.x * 1000 + both.second.x;
+    b[3] = clobber(shared);
+    b[4] = shared.x;
+    b[5] = sum(either(a[0] == 3)) + sum(either(a[0] == 4));
+    const v = blk: { if (a[0] == 3) break :blk [3]u32{ a[0], a[1], 6 }; break :blk [3]u32{ 1, 2, 3 }; };
+    b[6] = v[0] * 100 + v[1] * 10 + v[2];
+    b[7] = sum(.{ .x = a[0], .y = 1, .tag = 1 });
+    """
+    assert results(tmp_path, code, POINTS, (3, 5), arch) == [14, 20, 50003, 100, 1, 27, 356, 5]
+
+
+def test_generic_structs_go_by_value(tmp_path):
+    declarations = """
+    fn Pair(comptime A: type, comptime B: type) type { return struct { a: A, b: B }; }
+    fn swapped(p: anytype) Pair(u32, u16) { return Pair(u32, u16){ .a = @as(u32, p.b), .b = @as(u16, p.a) }; }
+    """
+    code = """
+    var p = Pair(u16, u32){ .a = 3, .b = 4 };
+    p.a = @as(u16, a[0]);
+    const q = swapped(p);
+    b[0] = q.a; b[1] = q.b;
+    const known = comptime swapped(Pair(u16, u32){ .a = 1, .b = 2 });
+    b[2] = known.a * 10 + @as(u32, known.b);
+    """
+    assert results(tmp_path, code, declarations, (9,))[:3] == [4, 9, 21]
+
+
+@pytest.mark.parametrize(
+    ("statements", "declarations", "message"),
+    [
+        ("b[0] = f(S{ .x = 1 });", "const S = struct { x: u32 }; fn f(s: S) u32 { s.x = 2; return s.x; }",
+         "this is constant"),
+        ("_ = f(S{ .x = a[0] });",
+         "const S = struct { x: u32 }; fn f(s: S) S { if (s.x == 0) { return s; } return f(S{ .x = s.x - 1 }); }",
+         r"f calls itself and has variables in memory \(f.literal, f.result\)"),
+    ],
+)  # fmt: skip
+def test_mistakes_with_structs(tmp_path, statements, declarations, message):
+    refused(tmp_path, statements, message, declarations)
