@@ -114,6 +114,7 @@ class Program:
         memory: initial bytes from address 0, uint8
         code_bytes: what the code takes of the 48 KB, at its start
         initial_dsr_loads: (load, three slots) done before the start
+        setup: system calls (isa.Sys, r[a], r[b]) made before the start
         activated, blocked: bit masks over task ids at the start
         input_queue_colors, output_queue_colors: color per queue, or None
         input_queue_of_color: WSE-2: which input queue takes a color (depth)
@@ -141,6 +142,7 @@ class Program:
     input_queue_of_color: dict[int, int]
     locations: np.ndarray
     places: tuple[Location, ...]
+    setup: tuple[tuple[int, int, int], ...] = ()
 
     def message(self, number: int) -> str:
         """A text that a program prints by its number, which it computes at run time; none for one that is not there."""

@@ -16,6 +16,7 @@ from openwafer.wafer.isa import Completion, DsrLoad, Kind, Op, Sys, T, V
 MAX_SLOTS = 4096
 MAX_FIFO = MEMORY_BYTES
 _ITERATORS = 8
+_BEFORE_START = (Sys.TASK_PRIORITY, Sys.MAIN_PRIORITY, Sys.CONTROL_MASK)
 _NUM_PORTS = 6
 
 # Slots an instruction uses: (offset of a, b, c; how many), by operation.
@@ -217,6 +218,9 @@ def _tables(program: Program) -> Iterator[str]:
         yield from _fifo(fifo)
     for task in program.tasks:
         yield from _task(program, task)
+    for call, *arguments in program.setup:
+        if call not in _BEFORE_START or any(not 0 <= value < 1 << 16 for value in arguments):
+            yield f"a system call {call} before the start"
     for masks in (program.activated, program.blocked):
         if not 0 <= masks < 1 << 32:
             yield "task bits beyond 32"

@@ -120,6 +120,23 @@ class Sys(IntEnum):
     LOG_FLUSH = 15  # ends the line
     SEED_RANDOM = 16  # the state of RAND16 becomes r[a]
     RESET_COUNTER = 17  # TSC and TSCST count from now on
+    FILTER = 18  # r[a] = a number of the counter filter of color r[b] & 0xFF: FilterNumber r[b] >> 8
+    SET_FILTER = 19  # the number r[a], named in the same way, becomes r[b]
+    QUEUE_STATUS = 20  # r[a] = bit masks of queues, empty | full << 8: input queues for r[b] 0, output queues for 1
+    TASK_PRIORITY = 21  # task id r[a]: high if r[b]
+    MAIN_PRIORITY = 22  # the main thread's class becomes r[a]: 0 as high microthreads, 2 medium, 1 and 3 below each
+    CONTROL_MASK = 23  # what DSDs with TRANSFORM_BIT combine with the index of a wavelet: r[a] & 63
+    ROUTE = 24  # r[a] = rx mask | tx mask << 8 of position 0 of color r[b]
+    POP_MODE = 25  # color r[a]: image.Pop r[b]
+    RING_MODE = 26  # color r[a]: ring mode if r[b]
+
+
+class FilterNumber(IntEnum):
+    """What may change in a counter filter."""
+
+    COUNTER = 0
+    MAX_COUNTER = 1
+    LIMIT = 2  # the one at which the counter goes back to 0 next
 
 
 class Kind(IntEnum):
@@ -155,6 +172,7 @@ INDEX_OFFSET_BIT = 1 << 4  # wavelet_index_offset
 ADVANCE_SWITCH_BIT = 1 << 5
 PAIR_BIT = 1 << 6  # two 16-bit elements in a wavelet, the first in the low half
 QUAD_BIT = 1 << 7  # and two wavelets a step
+TRANSFORM_BIT = 1 << 24  # control_transform; of a DSD of the fabric
 NO_COLOR = 0xFF
 ENDLESS = 0x7FFF
 
@@ -184,7 +202,8 @@ class Dsd:
     def slots(self) -> tuple[int, int, int]:
         """The three uint64 slots.
 
-        Slot 0: kind and flags bits 0-7, queue 8-15, color 16-23, base 32-47, extent of dimension 0 48-63.
+        Slot 0: kind and flags bits 0-7, queue 8-15, color 16-23, TRANSFORM_BIT, base 32-47, extent of dimension 0
+        48-63.
         Slot 1: strides of dimensions 0 to 3, int16 each. Slot 2: extents of dimensions 1 to 3, uint16 each
         (0 where the dimension does not exist), then 16 bits unused.
         """

@@ -30,6 +30,7 @@ from openwafer.wafer.isa import (
     NO_COLOR,
     PAIR_BIT,
     QUAD_BIT,
+    TRANSFORM_BIT,
     Block,
     Completion,
     Dsd,
@@ -129,7 +130,9 @@ def _program(r: random.Random, arch: str, number: int) -> Program:
 def _dsd(r: random.Random) -> Dsd:
     kind = r.choice(list(DsdKind))
     if kind in (DsdKind.FABIN, DsdKind.FABOUT):
-        flags = sum(bit for bit in (CONTROL_BIT, INDEX_OFFSET_BIT, ADVANCE_SWITCH_BIT) if r.random() < 0.1)
+        flags = sum(
+            bit for bit in (CONTROL_BIT, INDEX_OFFSET_BIT, ADVANCE_SWITCH_BIT, TRANSFORM_BIT) if r.random() < 0.1
+        )
         flags |= r.choice((0, 0, PAIR_BIT, PAIR_BIT | QUAD_BIT))
         queue = r.randrange(6) if kind == DsdKind.FABOUT else r.randrange(8)
         return Dsd(kind, 0, (_extent(r),), (0,), queue, r.choice((NO_COLOR, *range(6))), flags)
@@ -235,6 +238,8 @@ def _instruction(r: random.Random, num_vectors: int, num_loads: int, index: int)
     if choice < 0.93:
         call = r.choice((Sys.UNBLOCK_CMD_STREAM, Sys.QUEUE_FLUSH, Sys.TEARDOWN_EXIT, Sys.SET_ROUTE, Sys.SET_SWITCH_RX,
                          Sys.SET_SWITCH_TX, Sys.SET_SWITCH_POSITION, Sys.LOG_VALUE, Sys.LOG_FLUSH, Sys.SET_INPUT_QUEUE,
-                         Sys.TEARDOWN_PENDING, Sys.QUEUE_FLUSHED))  # fmt: skip
+                         Sys.TEARDOWN_PENDING, Sys.QUEUE_FLUSHED, Sys.QUEUE_STATUS, Sys.TASK_PRIORITY,
+                         Sys.MAIN_PRIORITY, Sys.CONTROL_MASK, Sys.ROUTE, Sys.POP_MODE, Sys.RING_MODE, Sys.FILTER,
+                         Sys.SET_FILTER))  # fmt: skip
         return _word(Op.SYS, a, b, call)
     return _word(r.choice((Op.TSC, Op.RAND16, Op.TSCST, Op.CFGRD)), r.randrange(4, 8), b, 0)

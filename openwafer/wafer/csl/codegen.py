@@ -81,6 +81,7 @@ def generate(program: ir.IrProgram) -> image.Program:
         input_queue_of_color=dict(program.input_queue_of_color),
         locations=np.array(locations, np.int32),
         places=tuple(tables.places),
+        setup=tuple(program.setup),
     )  # fmt: skip
 
 

@@ -560,6 +560,7 @@ class IrProgram:
     fifos: list[Fifo] = field(default_factory=list)
     symbols: list[Symbol] = field(default_factory=list)
     initial_dsr_loads: list[LoadDsr] = field(default_factory=list)
+    setup: list[tuple[int, int, int]] = field(default_factory=list)
     activated: int = 0
     blocked: int = 0
     input_queue_colors: dict[int, int] = field(default_factory=dict)

@@ -44,7 +44,7 @@ TIMINGS = (
 ROUTER_RING, CORE_RING = 4, 8
 """Wavelets that its bounded queues can hold, as in core/machine.h."""
 _STOPS = (Stop.DONE, Stop.IDLE, Stop.LIMIT)
-_RANGES = ("input queue", "output queue", "color")
+_RANGES = ("input queue", "output queue", "color", "pop mode", "number of a filter", "task id", "priority")
 _IDLE, _COMMANDS, _RECEIVED, _FAULT, _MAX_WAITS = 0, 1, 2, 3, 10_000
 
 
@@ -54,14 +54,14 @@ class _ProgramIn(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in (
                 "code", "constants", "functions", "vectors", "loads", "initial_loads", "fifos", "tasks",
-                "initial_slots", "memory", "queues",
+                "setup", "initial_slots", "memory", "queues",
             )
         ],
         *[
             (name, ctypes.c_int32)
             for name in (
                 "num_code", "num_constants", "num_functions", "num_vectors", "num_loads", "num_initial", "num_fifos",
-                "num_tasks", "num_memory", "num_iterators",
+                "num_tasks", "num_memory", "num_iterators", "num_setup",
             )
         ],
         ("activated", ctypes.c_uint32),
@@ -158,16 +158,18 @@ class CoreEngine(Engine):
             [(f.base, f.capacity, f.element_bytes, *_done(f.on_push), *_done(f.on_pop)) for f in program.fifos]
         )
         tasks = _ints([_task_row(task) for task in program.tasks])
+        setup = _ints(program.setup)
         queues = [NONE if c is None else c for c in (*program.input_queue_colors, *program.output_queue_colors)]
         queues += [program.input_queue_of_color.get(color, NONE) for color in range(NUM_COLORS)]
         queue_bytes = np.array(queues, np.uint8)
         constants = np.ascontiguousarray(program.constants, np.uint64)
         memory = np.ascontiguousarray(program.memory, np.uint8)
         made = _ProgramIn(
-            *map(_at, (code, constants, functions, vectors, loads, initial, fifos, tasks, slots, memory, queue_bytes)),
+            *map(_at, (code, constants, functions, vectors, loads, initial, fifos, tasks, setup, slots, memory,
+                   queue_bytes)),
             len(code), len(constants), len(program.functions), len(program.vectors), len(program.dsr_loads),
             len(program.initial_dsr_loads), len(program.fifos), len(program.tasks), len(memory),
-            int(opened[:, 1].max()) + 1 if len(opened) else 0, program.activated, program.blocked,
+            int(opened[:, 1].max()) + 1 if len(opened) else 0, len(program.setup), program.activated, program.blocked,
         )  # fmt: skip
         self._core.ow_add_program(self._sim, ctypes.byref(made))
 
@@ -426,4 +428,6 @@ def _text(kind: int, a: int, b: int, c: int, program: Program | None) -> tuple[s
         return out, f"two operands take one wavelet of color {a}"
     if fault == 16:
         return out, f"two operands take one element of FIFO {a}"
+    if fault == 17:
+        return out, f"filter {a}: the color has no counter filter here"
     return out, f"configuration register {a:#x} cannot be written here"

@@ -6,14 +6,14 @@ Slow on purpose. PEs and routers with nothing to do are skipped, and so are cycl
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from openwafer.wafer import isa
 from openwafer.wafer.arch import ARCHITECTURES, MEMORY_BYTES, OPPOSITE, TEARDOWN_TASK_ID, Port
 from openwafer.wafer.image import Filter, FilterKind, Image, Location, Pop, Program, Route, TaskKind
-from openwafer.wafer.isa import Block, Kind, Op, Sys, T
+from openwafer.wafer.isa import Block, FilterNumber, Kind, Op, Sys, T
 from openwafer.wafer.sim import numerics, registers
 from openwafer.wafer.sim.engine import (
     Engine,
@@ -120,7 +120,10 @@ class Pe:
         self.oq_color: list[int | None] = [None] * 8
         self.threads: list[Operation | None] = [None] * 8
         self.next_issue = [0] * 8
-        self.turn = [0, 0, 0]
+        self.turn = [0] * 5
+        self.high_tasks = 0
+        self.main_class = 2
+        self.transform = 0
         self.frames = [0] * 64
         self.fp = self.pc = 0
         self.calls: list[tuple[int, int]] = []
@@ -151,6 +154,10 @@ class Pe:
         self.control_tasks = {t.id: t for t in program.tasks if t.kind == TaskKind.CONTROL}
         for load, slots in program.initial_dsr_loads:
             self.dsrs[load.file, load.register] = [slots, load]
+        for call, a, b in program.setup:
+            self.frames[:2] = a, b
+            self.system(Sys(call), 0, 1)
+        self.frames[:2] = 0, 0
 
     # --- helpers ----------------------------------------------------------------------------------------------------
 
@@ -234,14 +241,14 @@ class Pe:
         if self.watch is not None:
             self.watch.before(self, now)
         main = self.main_ready(now)
-        classes: list[list[int]] = [[], [], []]
+        classes: list[list[int]] = [[] for _ in self.turn]
         for number, thread in enumerate(self.threads):
             if thread is None or self.next_issue[number] > now or self.blocked_threads >> number & 1:
                 continue
             if thread.can_step(self, now):
-                classes[2 - thread.priority].append(number)
+                classes[4 - 2 * thread.priority].append(number)
         if main:
-            classes[1].append(8)
+            classes[self.main_class].append(8)
         for level, candidates in enumerate(classes):
             if not candidates:
                 continue
@@ -324,10 +331,20 @@ class Pe:
 
     def pick(self, now: int):
         """What can run, as a function that takes it and gives (function index, arguments)."""
-        free = ~self.blocked
+        found = self.pick_among(True, now) if self.high_tasks else None
+        if found is None:
+            found = self.pick_among(False, now)
+        if found is not None:
+            return found
+        if self.launches:
+            return lambda take: self.launches.popleft()
+        return None
+
+    def pick_among(self, is_high: bool, now: int):
+        """The same, of tasks of one priority."""
         for step in range(32):
             task = (self.last_task + 1 + step) % 32
-            if not free >> task & 1:
+            if self.blocked >> task & 1 or bool(self.high_tasks >> task & 1) != is_high:
                 continue
             if self.activated >> task & 1 and task in self.local_tasks:
                 return lambda take, task=task: self.take_local(task)
@@ -338,16 +355,20 @@ class Pe:
                     return lambda take, task=task, color=color: self.take_data(task, color)
         for color in sorted(self.inputs):
             head = self.head(color, now)
-            if head is not None and head.control and self.control_free(color):
+            if head is None or not head.control or not self.control_free(color):
+                continue
+            if bool(self.high_tasks & self.ids_of(color)) == is_high:
                 return lambda take, color=color: self.take_control(color)
-        if self.launches:
-            return lambda take: self.launches.popleft()
         return None
 
     def control_free(self, color: int) -> bool:
+        return not self.blocked & self.ids_of(color)
+
+    def ids_of(self, color: int) -> int:
+        """The task ids, as bits, that stand for what comes on a color: on WSE-3 of the queues that take it."""
         if self.engine.arch.data_task_is_queue:
-            return not any(own == color and self.blocked >> queue & 1 for queue, own in enumerate(self.iq_color))
-        return not self.blocked >> color & 1
+            return sum(1 << queue for queue, own in enumerate(self.iq_color) if own == color)
+        return 1 << color
 
     def head(self, color: int | None, now: int) -> Wavelet | None:
         queue = self.inputs.get(color) if color is not None else None
@@ -624,6 +645,23 @@ class Pe:
             self.lfsr = first & 0xFFFFFFFF
         elif call == Sys.RESET_COUNTER:
             self.counter_zero = self.engine.now
+        elif call == Sys.FILTER:
+            r[a] = self.filter_number(*self.filter_of(second))
+        elif call == Sys.SET_FILTER:
+            self.set_filter_number(*self.filter_of(first), second)
+        elif call == Sys.QUEUE_STATUS:
+            r[a] = self.queue_status(bool(second))
+        elif call == Sys.TASK_PRIORITY:
+            bit = 1 << self.in_range(first, 32, "task id")
+            self.high_tasks = self.high_tasks | bit if second else self.high_tasks & ~bit
+        elif call == Sys.MAIN_PRIORITY:
+            self.main_class = self.in_range(first, 4, "priority")
+        elif call == Sys.CONTROL_MASK:
+            self.transform = (first & 63) << 16
+        elif call == Sys.ROUTE:
+            state = self.routes.get(self.in_range(second, 24, "color"))
+            rx, tx = (state.positions[0] if state is not None else None) or (0, 0)
+            r[a] = rx | tx << 8
         else:
             self.reroute(call, self.in_range(first, 24, "color"), second)
 
@@ -631,6 +669,50 @@ class Pe:
         if not 0 <= value < limit:
             raise self.fail("OutOfRange", f"{what} {value}; allowed are 0 to {limit - 1}")
         return value
+
+    def filter_of(self, which: int) -> tuple[RouteState, Filter, FilterNumber]:
+        color, number = which & 0xFF, self.in_range(which >> 8, len(FilterNumber), "number of a filter")
+        state = self.routes.get(self.in_range(color, 24, "color"))
+        if state is None or state.route.filter is None or state.route.filter.kind == FilterKind.RANGE:
+            raise self.fail("OutOfRange", f"filter {color}: the color has no counter filter here")
+        return state, state.route.filter, FilterNumber(number)
+
+    def filter_number(self, state: RouteState, filt: Filter, number: FilterNumber) -> int:
+        return (state.counter, filt.max_counter, state.limit(filt))[number]
+
+    def set_filter_number(self, state: RouteState, filt: Filter, number: FilterNumber, value: int) -> None:
+        value &= 0x7FFFFFFF
+        if number == FilterNumber.COUNTER:
+            state.counter = value
+        elif number == FilterNumber.MAX_COUNTER:
+            filt = replace(filt, max_counter=value)
+        elif state.laps == 0:
+            filt = replace(filt, limit1=value)
+        else:
+            filt, state.laps = replace(filt, limit2=value), 1
+        state.route = replace(state.route, filter=filt)
+        self.engine.wake_router(self)
+
+    def queue_status(self, is_output: bool) -> int:
+        """Bit masks of queues: empty | full << 8."""
+        empty = full = 0
+        arch = self.engine.arch
+        for queue, depth in enumerate(arch.output_queue_depths if is_output else arch.input_queue_depths):
+            if is_output:
+                length = len(self.outputs[queue])
+            else:
+                waiting = self.inputs.get(self.color_taken_by(queue), ())
+                length = sum(wavelet.ready <= self.engine.now for wavelet in waiting)
+            empty |= (length == 0) << queue
+            full |= (length >= depth) << queue
+        return empty | full << 8
+
+    def color_taken_by(self, queue: int) -> int:
+        """The color that an input queue takes, -1: none."""
+        own = self.iq_color[queue]
+        if own is not None or self.program is None:
+            return -1 if own is None else own
+        return next((c for c, q in sorted(self.program.input_queue_of_color.items()) if q == queue), -1)
 
     def reroute(self, call: Sys, color: int, value: int) -> None:
         state = self.routes.get(color)
@@ -653,6 +735,10 @@ class Pe:
             state.position = value & 3
         elif call == Sys.INVALIDATE_SWITCHES:
             del positions[1:]
+        elif call == Sys.POP_MODE:
+            state.route = replace(state.route, pop=Pop(self.in_range(value, len(Pop), "pop mode")))
+        elif call == Sys.RING_MODE:
+            state.ring = bool(value)
         self.engine.wake_router(self)
 
     def has_work(self) -> bool:

@@ -191,7 +191,7 @@ class Source:
                     strides.append(_signed(second >> 16 * (i + 1) & 0xFFFF))
         return cls(
             Kind.DSD, 0, kind, first >> 32 & 0xFFFF, tuple(extents), tuple(strides), first >> 8 & 0xFF,
-            first >> 16 & 0xFF, first & 0xF8,
+            first >> 16 & 0xFF, first & (0xF8 | isa.TRANSFORM_BIT),
         )  # fmt: skip
 
     @property
@@ -432,10 +432,12 @@ class Operation:
 
     def take(self, pe: Any, source: Source, i: int, size: int) -> int:
         """The wavelet with element i; its half, if it holds two."""
-        if not source.pairs(size):
-            return take_wavelet(pe, self.color_in(pe, source))
-        if i % 2 == 0:
+        if i % 2 == 0 or not source.pairs(size):
             source.held = take_wavelet(pe, self.color_in(pe, source))
+            if source.flags & isa.TRANSFORM_BIT:
+                source.held ^= pe.transform
+        if not source.pairs(size):
+            return source.held
         return source.held >> 16 * (i % 2) & 0xFFFF
 
     def gather(self, pe: Any, i: int, sizes: tuple[int, int, int], now: int) -> int:
@@ -511,6 +513,8 @@ class Operation:
         data = result & (1 << 8 * size) - 1
         if size == 2 and self.index is not None:
             data |= (self.index + (i if dest.flags & INDEX_OFFSET_BIT else 0) & 0xFFFF) << 16
+        if dest.flags & isa.TRANSFORM_BIT:
+            data ^= pe.transform
         ready = now + pe.engine.timing["ramp_out"]
         if self.op is not None and self.op not in _MOVES:
             ready += pe.engine.timing["float_latency"]

@@ -22,6 +22,7 @@ from openwafer.wafer.isa import (
     NO_COLOR,
     PAIR_BIT,
     QUAD_BIT,
+    TRANSFORM_BIT,
     DsdKind,
     DsrFile,
     Op,
@@ -30,7 +31,10 @@ from openwafer.wafer.isa import (
 )  # fmt: skip
 
 _MEMORY = ("tensor_access", "base_address", "extent", "stride", "offset", "wavelet_index_offset", "extents", "strides")
-_FABIN = ("extent", "fabric_color", "input_queue", "priority", "simd_mode", "wavelet_index_offset", "on_control")
+_FABIN = (
+    "extent", "fabric_color", "input_queue", "priority", "simd_mode", "wavelet_index_offset", "on_control",
+    "control_transform",
+)  # fmt: skip
 _FABOUT = (
     "extent", "fabric_color", "output_queue", "control", "priority", "simd_mode", "wavelet_index_offset", "index",
     "advance_switch", "control_transform", "zero",
@@ -62,9 +66,8 @@ def _fabric(
     queue_name: str,
 ) -> Value:
     options = config(sema, frame, node.arguments[1], known)
-    for name in ("control_transform", "zero"):
-        if name in options:
-            raise CslError(options[name][1].span, f"not supported yet: .{name}")
+    if "zero" in options:
+        raise CslError(options["zero"][1].span, "not supported yet: .zero")
     color = NO_COLOR
     if "fabric_color" in options:
         color = known_id(*options["fabric_color"], ".fabric_color", range(NUM_COLORS), ty.COLOR)
@@ -73,7 +76,7 @@ def _fabric(
         _take_color(sema, queue, color, node)
     flags = CONTROL_BIT * flag(options, "control") | ADVANCE_SWITCH_BIT * flag(options, "advance_switch")
     flags |= INDEX_OFFSET_BIT * flag(options, "wavelet_index_offset")
-    flags |= _simd_mode(options)
+    flags |= _simd_mode(options) | TRANSFORM_BIT * flag(options, "control_transform")
     if own == DsdKind.FABOUT and sema.arch.data_task_is_queue:
         color = NO_COLOR
     elif own == DsdKind.FABOUT and color == NO_COLOR:

@@ -7,7 +7,7 @@ from typing import Any
 from openwafer.wafer.arch import Port
 from openwafer.wafer.csl import ast, ir
 from openwafer.wafer.csl import types as ty
-from openwafer.wafer.csl.builtins.arguments import count
+from openwafer.wafer.csl.builtins.arguments import count, in_program
 from openwafer.wafer.csl.builtins.layout import color_of
 from openwafer.wafer.csl.comptime import VOID, Const
 from openwafer.wafer.csl.diagnostics import CslError
@@ -16,6 +16,8 @@ from openwafer.wafer.isa import Sys
 
 PE_X, PE_Y = 0xFFF0, 0xFFF1
 _QUERIES = (Sys.TEARDOWN_PENDING, Sys.QUEUE_FLUSHED)
+_NUMBERS = (Sys.FILTER, Sys.QUEUE_STATUS, Sys.ROUTE)
+_BEFORE_START = (Sys.TASK_PRIORITY, Sys.MAIN_PRIORITY, Sys.CONTROL_MASK)
 
 
 def sys_(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
@@ -24,10 +26,23 @@ def sys_(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     if call == Sys.LOG_STRING:
         frame.out.append(ir.SysCall(call, text=sema.string(frame, node.arguments[1]), place=place))
         return VOID
+    if frame.is_comptime:
+        return _set_up(sema, frame, node, call)
     given = [sema.runtime(sema.value(frame, a, _wanted(sema, frame, a)), a.span) for a in node.arguments[1:]]
     if call in _QUERIES:
         return Run(ty.BOOL, ir.SysQuery(call, given[0]))
+    if call in _NUMBERS:
+        return Run(ty.U32, ir.SysQuery(call, given[0]))
     frame.out.append(ir.SysCall(call, *given, place=place))
+    return VOID
+
+
+def _set_up(sema: Any, frame: Any, node: ast.BuiltinCall, call: Sys) -> Value:
+    """What is done before the program starts."""
+    if call not in _BEFORE_START:
+        raise CslError(node.span, "this is done at run time: call it from a task or a function that a task calls")
+    given = [sema.integer(frame, argument) for argument in node.arguments[1:]]
+    in_program(sema, node).setup.append((int(call), given[0], given[1] if len(given) > 1 else 0))
     return VOID
 
 

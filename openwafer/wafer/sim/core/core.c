@@ -18,11 +18,11 @@
 typedef struct {
   const uint16_t *code;
   const uint64_t *constants;
-  const int32_t *functions, *vectors, *loads, *initial_loads, *fifos, *tasks;
+  const int32_t *functions, *vectors, *loads, *initial_loads, *fifos, *tasks, *setup;
   const uint64_t *initial_slots;
   const uint8_t *memory, *queues; /* queues: iq_color[8], oq_color[8], iq_of_color[24] */
   int32_t num_code, num_constants, num_functions, num_vectors, num_loads, num_initial, num_fifos, num_tasks,
-      num_memory, num_iterators;
+      num_memory, num_iterators, num_setup;
   uint32_t activated, blocked;
 } ProgramIn;
 
@@ -107,6 +107,8 @@ API void ow_add_program(Sim *sim, const ProgramIn *in) {
   memcpy(p->iq_color, in->queues, 8);
   memcpy(p->oq_color, in->queues + 8, 8);
   memcpy(p->iq_of_color, in->queues + 16, NUM_COLORS);
+  p->setup = copy(sim, in->setup, (size_t)in->num_setup * 12);
+  p->num_setup = in->num_setup;
   p->num_fifos = in->num_fifos;
   p->num_initial = in->num_initial;
   p->num_iterators = in->num_iterators;
@@ -148,6 +150,10 @@ static void load_program(Sim *sim, Pe *pe, const Program *p) {
   if (p->num_iterators) pe->iterators = take(sim, (size_t)p->num_iterators * sizeof(Operation));
   if (p->num_fifos) pe->fifos = take(sim, (size_t)p->num_fifos * sizeof(Fifo));
   for (int i = 0; i < p->num_fifos; i++) pe->fifos[i].items = take(sim, (size_t)p->fifos[i].capacity * 4);
+  for (int i = 0; i < p->num_setup; i++) {
+    int64_t a = p->setup[3 * i + 1], b = p->setup[3 * i + 2];
+    system_call(sim, pe, 0, p->setup[3 * i], &a, &b);
+  }
   wake_core(sim, pe, 0);
 }
 
@@ -164,6 +170,7 @@ API void ow_start(Sim *sim, const int32_t *program_of, const int32_t *routes_of)
     sim->core_next[i] = sim->router_next[i] = pe->counted = NEVER;
     pe->acting = -1;
     pe->last_task = 31;
+    pe->main_class = 2;
     pe->lfsr = 0xDEADBEEFu;
     memset(pe->iq_color, NO_COLOR, 8);
     memset(pe->oq_color, NO_COLOR, 8);

@@ -27,7 +27,8 @@ enum { NORTH, SOUTH, EAST, WEST, RAMP, HOST, NUM_PORTS };
 enum { T_I8, T_U8, T_I16, T_U16, T_I32, T_U32, T_I64, T_U64, T_F16, T_F32, T_BF16 };
 enum { KIND_NONE, KIND_SCALAR, KIND_POINTER, KIND_DSD, KIND_DSR, KIND_FIFO };
 enum { MEM1D, MEM4D, FABIN, FABOUT, NO_DSD = 255 };
-enum { CONTROL_BIT = 1 << 3, INDEX_OFFSET_BIT = 1 << 4, ADVANCE_SWITCH_BIT = 1 << 5, PAIR_BIT = 1 << 6, QUAD_BIT = 1 << 7 };
+enum { CONTROL_BIT = 1 << 3, INDEX_OFFSET_BIT = 1 << 4, ADVANCE_SWITCH_BIT = 1 << 5, PAIR_BIT = 1 << 6, QUAD_BIT = 1 << 7,
+       TRANSFORM_BIT = 1 }; /* TRANSFORM_BIT is bit 24 of a DSD's word */
 enum { LOCAL_TASK, DATA_TASK, CONTROL_TASK };
 enum { BLOCK_TASK = 0, BLOCK_MICROTHREAD = 1 };
 enum { WAITS_DEST = 1, WAITS_SRC0 = 2, WAITS_SRC1 = 4, WAITS_SCALAR = 8 };
@@ -43,7 +44,8 @@ enum {
 enum {
   UNBLOCK_CMD_STREAM, TEARDOWN_PENDING, TEARDOWN_EXIT, QUEUE_FLUSH, QUEUE_FLUSHED, QUEUE_FLUSH_EXIT, SET_INPUT_QUEUE,
   SET_OUTPUT_QUEUE, SET_ROUTE, SET_SWITCH_RX, SET_SWITCH_TX, SET_SWITCH_POSITION, INVALIDATE_SWITCHES, LOG_STRING,
-  LOG_VALUE, LOG_FLUSH, SEED_RANDOM, RESET_COUNTER
+  LOG_VALUE, LOG_FLUSH, SEED_RANDOM, RESET_COUNTER, FILTER, SET_FILTER, QUEUE_STATUS, TASK_PRIORITY, MAIN_PRIORITY,
+  CONTROL_MASK, ROUTE, POP_MODE, RING_MODE
 };
 
 enum {
@@ -56,7 +58,7 @@ enum {
 enum {
   FAULT_NONE, FAULT_NO_ROUTE, FAULT_COLLISION, FAULT_UNBOUND_CONTROL, FAULT_UNBOUND_TASK,
   FAULT_BAD_ADDRESS, FAULT_DIVIDE, FAULT_STACK, FAULT_ASSERTION, FAULT_TASK_ID, FAULT_ID, FAULT_RANGE, FAULT_DSR,
-  FAULT_NO_COLOR, FAULT_CONFIG, FAULT_ONE_WAVELET, FAULT_ONE_ELEMENT
+  FAULT_NO_COLOR, FAULT_CONFIG, FAULT_ONE_WAVELET, FAULT_ONE_ELEMENT, FAULT_FILTER
 };
 
 /* What a thread waits for. */
@@ -111,7 +113,8 @@ typedef struct {
   DsrLoad *loads, *initial_loads;
   uint64_t *initial_slots; /* [initial loads][3] */
   FifoRow *fifos;
-  int32_t num_fifos, num_initial, num_dsrs, num_iterators;
+  int32_t num_fifos, num_initial, num_dsrs, num_iterators, num_setup;
+  int32_t *setup; /* [num_setup][3]: system calls before the start */
   uint8_t *memory; /* MEMORY_BYTES */
   Extent *extents; /* what of it is not zero */
   int32_t num_extents;
@@ -144,7 +147,7 @@ typedef struct {
   uint32_t counter;
   uint8_t rx[4], tx[4], first[HOST], head[HOST], len[HOST], input_head, input_len; /* first: of a port's ring */
   uint8_t valid, positions, position, frozen, pending, occupied, depth, color, swap;
-  uint8_t ring, num_rings, laps;
+  uint8_t ring, num_rings, laps, owns_route;
   uint8_t said[4];  /* which half of a position is its own: bit 0 rx, bit 1 tx */
   uint32_t gone[4]; /* wavelets that left the rectangle at a side */
   Queue host_in, host_out;
@@ -192,7 +195,8 @@ typedef struct {
   int64_t busy;
   int32_t number; /* y * width + x */
   uint32_t activated, blocked;
-  uint8_t threads_mask, blocked_threads, running, has_sync, failed, in_cores, cmd_done, last_task, turn[3];
+  uint8_t threads_mask, blocked_threads, running, has_sync, failed, in_cores, cmd_done, last_task, main_class, turn[5];
+  uint32_t high_tasks, transform; /* transform: what TRANSFORM_BIT combines with a wavelet */
 
   _Alignas(64) uint32_t queued, arrived; /* colors with something in the router, for the core */
   uint32_t alert;                        /* colors that the router must look at: the others wait for news */

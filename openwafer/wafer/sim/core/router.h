@@ -15,12 +15,6 @@ static inline int to_core(const Pe *pe, const Wavelet *w) {
   return !(w->data >> 24 & 1) && ((w->data >> 16 & 63) != NO_ENTRY_POINT || has_task);
 }
 
-/* Where the counter goes back to 0. A sparse counter has two limits, then none: 0. */
-static inline int64_t limit_of(const Color *color) {
-  const Route *r = color->route;
-  return color->laps == 0 ? r->limit1 : color->laps == 1 ? r->limit2 : 0;
-}
-
 static void count_wavelet(Color *color) {
   if ((int64_t)color->counter < limit_of(color)) {
     color->counter++;

@@ -176,6 +176,23 @@ static void give_route(Color *color) {
   color->positions = color->valid = 1;
 }
 
+/* Where the counter goes back to 0. A sparse counter has two limits, then none: 0. */
+static inline int64_t limit_of(const Color *color) {
+  const Route *r = color->route;
+  return color->laps == 0 ? r->limit1 : color->laps == 1 ? r->limit2 : 0;
+}
+
+/* The route of a color, to be changed in this PE alone. */
+static Route *own_route(Sim *sim, Color *color) {
+  if (!color->owns_route) {
+    Route *own = take(sim, sizeof(Route));
+    *own = *color->route;
+    color->route = own;
+    color->owns_route = 1;
+  }
+  return (Route *)color->route;
+}
+
 /* ---- routes as memory-mapped registers: sim/registers.py ------------------------------------------------------- */
 
 enum { ROUTE_REGISTERS = 2 * 0x7F20, SWITCH_REGISTERS = 2 * 0x7F40, INVALID_PORT = 5, IS_INPUT = 8 };

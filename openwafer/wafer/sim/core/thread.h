@@ -14,18 +14,21 @@ static inline const Wavelet *arrived_head(const Pe *pe, int color, uint64_t now)
   return head->ready <= now ? head : NULL;
 }
 
-static int control_free(const Sim *sim, const Pe *pe, int color) {
-  if (!sim->is_wse3) return !(pe->blocked >> color & 1);
-  for (int queue = 0; queue < 8; queue++)
-    if (pe->iq_color[queue] == color && pe->blocked >> queue & 1) return 0;
-  return 1;
+/* The task ids, as bits, that stand for what comes on a color: on WSE-3 of the queues that take it. */
+static uint32_t ids_of(const Sim *sim, const Pe *pe, int color) {
+  if (!sim->is_wse3) return (uint32_t)1 << color;
+  uint32_t bits = 0;
+  for (int queue = 0; queue < 8; queue++) bits |= (uint32_t)(pe->iq_color[queue] == color) << queue;
+  return bits;
 }
 
-static int pick(const Sim *sim, const Pe *pe, uint64_t now) {
+/* What may run among tasks of one priority. */
+static int pick_among(const Sim *sim, const Pe *pe, uint64_t now, int is_high) {
   const Program *program = pe->program;
-  uint32_t local = pe->activated & program->local_mask & ~pe->blocked, data = 0;
+  uint32_t group = (is_high ? pe->high_tasks : ~pe->high_tasks) & ~pe->blocked;
+  uint32_t local = pe->activated & program->local_mask & group, data = 0;
   if (pe->arrived) {
-    for (uint32_t left = program->data_mask & ~pe->blocked; left; left &= left - 1) {
+    for (uint32_t left = program->data_mask & group; left; left &= left - 1) {
       int task = __builtin_ctz(left);
       const Wavelet *head = arrived_head(pe, sim->is_wse3 ? (task < 8 ? pe->iq_color[task] : NO_COLOR) : task, now);
       if (head && !head->control) data |= (uint32_t)1 << task;
@@ -41,9 +44,17 @@ static int pick(const Sim *sim, const Pe *pe, uint64_t now) {
   for (uint32_t left = pe->arrived; left; left &= left - 1) {
     int color = __builtin_ctz(left);
     const Wavelet *head = arrived_head(pe, color, now);
-    if (head && head->control && control_free(sim, pe, color)) return PICK_CONTROL + color;
+    if (!head || !head->control) continue;
+    uint32_t bits = ids_of(sim, pe, color);
+    if (!(bits & pe->blocked) && !!(bits & pe->high_tasks) == is_high) return PICK_CONTROL + color;
   }
-  return pe->launches ? PICK_LAUNCH : PICK_NONE;
+  return PICK_NONE;
+}
+
+static int pick(const Sim *sim, const Pe *pe, uint64_t now) {
+  int picked = pe->high_tasks ? pick_among(sim, pe, now, 1) : PICK_NONE;
+  if (picked == PICK_NONE) picked = pick_among(sim, pe, now, 0);
+  return picked == PICK_NONE && pe->launches ? PICK_LAUNCH : picked;
 }
 
 static int grow(Sim *sim, Pe *pe, uint64_t now, int slots) {
@@ -150,6 +161,10 @@ static void reroute(Sim *sim, Pe *pe, uint64_t now, int call, int64_t which, int
     }
     case SET_SWITCH_POSITION: color->position = (uint8_t)number; break;
     case INVALIDATE_SWITCHES: color->positions = 1; color->valid &= 1; break;
+    case POP_MODE:
+      if (in_range(sim, pe, now, value, 4, 3)) own_route(sim, color)->pop = (int32_t)value;
+      break;
+    case RING_MODE: color->ring = value != 0; break;
   }
   news(sim, pe, (int)which, now);
 }
@@ -159,6 +174,60 @@ static void command_done(Sim *sim, Pe *pe) {
   pe->cmd_done = 1;
   int x = pe->x, y = pe->y;
   if (sim->mode == RUN_COMMANDS && x >= sim->x0 && x < sim->x1 && y >= sim->y0 && y < sim->y1) sim->left--;
+}
+
+/* The color behind a number of a counter filter; NULL: none, which is a fault. */
+static Color *filter_of(Sim *sim, Pe *pe, uint64_t now, int64_t which) {
+  if (!in_range(sim, pe, now, which >> 8, 3, 4) || !in_range(sim, pe, now, which & 0xFF, NUM_COLORS, 2)) return NULL;
+  Color *color = pe->colors[which & 0xFF];
+  if (color && color->route && color->route->filter != NO_FILTER && color->route->filter != FILTER_RANGE) return color;
+  fault(sim, pe, now, FAULT_FILTER, which & 0xFF, 0, 0);
+  return NULL;
+}
+
+static int64_t filter_number(Sim *sim, Pe *pe, uint64_t now, int64_t which) {
+  const Color *color = filter_of(sim, pe, now, which);
+  if (!color) return 0;
+  return which >> 8 == 0 ? (int64_t)color->counter : which >> 8 == 1 ? color->route->max_counter : limit_of(color);
+}
+
+static void set_filter_number(Sim *sim, Pe *pe, uint64_t now, int64_t which, int64_t value) {
+  Color *color = filter_of(sim, pe, now, which);
+  if (!color) return;
+  value &= 0x7FFFFFFF;
+  if (which >> 8 == 0) color->counter = (uint32_t)value;
+  else if (which >> 8 == 1) own_route(sim, color)->max_counter = (int32_t)value;
+  else if (color->laps == 0) own_route(sim, color)->limit1 = (int32_t)value;
+  else {
+    own_route(sim, color)->limit2 = (int32_t)value;
+    color->laps = 1;
+  }
+  news(sim, pe, color->color, now);
+}
+
+static int color_taken_by(const Pe *pe, int queue) {
+  if (pe->iq_color[queue] != NO_COLOR) return pe->iq_color[queue];
+  for (int color = 0; color < NUM_COLORS; color++)
+    if (pe->program->iq_of_color[color] == queue) return color;
+  return NO_COLOR;
+}
+
+/* Bit masks of queues: empty | full << 8. */
+static int64_t queue_status(const Sim *sim, const Pe *pe, uint64_t now, int is_output) {
+  int64_t status = 0;
+  const int32_t *depths = is_output ? sim->oq_depth : sim->iq_depth;
+  for (int queue = 0; queue < 8 && depths[queue]; queue++) {
+    int length = 0;
+    if (is_output) length = pe->output_len[queue];
+    else {
+      int number = color_taken_by(pe, queue);
+      const Color *color = number == NO_COLOR ? NULL : pe->colors[number];
+      for (int i = 0; color && i < color->input_len; i++)
+        length += color->input[(color->input_head + i) & (CORE_RING - 1)].ready <= now;
+    }
+    status |= (int64_t)(length == 0) << queue | (int64_t)(length >= depths[queue]) << (8 + queue);
+  }
+  return status;
 }
 
 static void system_call(Sim *sim, Pe *pe, uint64_t now, int call, int64_t *a, int64_t *b) {
@@ -191,6 +260,21 @@ static void system_call(Sim *sim, Pe *pe, uint64_t now, int call, int64_t *a, in
     case LOG_VALUE: log_entry(sim, pe, now, call, first, (int)second); break;
     case SEED_RANDOM: pe->lfsr = (uint32_t)first; break;
     case RESET_COUNTER: pe->counter_zero = now; break;
+    case FILTER: *a = filter_number(sim, pe, now, second); break;
+    case SET_FILTER: set_filter_number(sim, pe, now, first, second); break;
+    case QUEUE_STATUS: *a = queue_status(sim, pe, now, second != 0); break;
+    case TASK_PRIORITY:
+      if (!in_range(sim, pe, now, first, 32, 5)) break;
+      pe->high_tasks = second ? pe->high_tasks | (uint32_t)1 << first : pe->high_tasks & ~((uint32_t)1 << first);
+      break;
+    case MAIN_PRIORITY: if (in_range(sim, pe, now, first, 4, 6)) pe->main_class = (uint8_t)first; break;
+    case CONTROL_MASK: pe->transform = (uint32_t)(first & 63) << 16; break;
+    case ROUTE:
+      *a = 0;
+      if (!in_range(sim, pe, now, second, NUM_COLORS, 2)) break;
+      if (pe->colors[second] && pe->colors[second]->valid & 1)
+        *a = pe->colors[second]->rx[0] | pe->colors[second]->tx[0] << 8;
+      break;
     default: reroute(sim, pe, now, call, first, second);
   }
 }
@@ -537,7 +621,7 @@ static inline int step_sync(Sim *sim, Pe *pe) {
   Operation *o = pe->sync;
   Obstacle why;
   if (pe->ready > now || is_blocked(sim, pe, now, o, &why)) return *next = next_time(pe, now), 0;
-  pe->turn[1] = 0;
+  pe->turn[pe->main_class] = 0;
   pe->ready = now + (uint64_t)step_operation(sim, pe, now, o);
   pe->busy++;
   if (is_done(o)) pe->has_sync = 0;
@@ -553,18 +637,20 @@ static int step_core(Sim *sim, Pe *pe) {
   if (pe->watch) watch_before(sim, pe, now, main);
   if (!pe->threads_mask) {
     if (main) {
-      pe->turn[1] = 0;
+      pe->turn[pe->main_class] = 0;
       main_step(sim, pe, now, picked);
     }
   } else {
-    uint32_t classes[3] = {0, main ? 1u << MAIN : 0, 0};
+    uint32_t classes[5] = {0};
+    if (main) classes[pe->main_class] = 1u << MAIN;
     Obstacle why;
     for (uint32_t left = pe->threads_mask & (uint32_t)~pe->blocked_threads; left; left &= left - 1) {
       int number = __builtin_ctz(left);
       if (pe->next_issue[number] > now || is_blocked(sim, pe, now, pe->threads[number], &why)) continue;
-      classes[2 - pe->threads[number]->priority] |= 1u << number;
+      classes[4 - 2 * pe->threads[number]->priority] |= 1u << number;
     }
-    int level = classes[0] ? 0 : classes[1] ? 1 : 2;
+    int level = 0;
+    while (level < 4 && !classes[level]) level++;
     uint32_t ready = classes[level];
     main = ready != 0;
     if (ready) {

@@ -26,7 +26,7 @@ static void element_sizes(int op, uint8_t *sizes) {
 static void from_slots(Source *s, const uint64_t *slots) {
   s->kind = KIND_DSD;
   s->dsd = (slots[0] & 7) < 4 ? (uint8_t)(slots[0] & 7) : MEM1D;
-  s->flags = slots[0] & 0xF8;
+  s->flags = (uint8_t)((slots[0] & 0xF8) | (slots[0] >> 24 & TRANSFORM_BIT));
   s->queue = (uint8_t)(slots[0] >> 8);
   s->color = (uint8_t)(slots[0] >> 16);
   s->base = (uint16_t)(slots[0] >> 32);
@@ -178,7 +178,7 @@ static int is_plain(const Operation *o) {
   const Source *sources[] = {&o->dest, &o->src0, &o->src1, &o->scalar};
   for (int i = 0; i < 4; i++)
     if (sources[i]->kind == KIND_FIFO || sources[i]->kind == KIND_POINTER ||
-        (is_memory(sources[i]) && sources[i]->flags & INDEX_OFFSET_BIT))
+        (is_memory(sources[i]) && sources[i]->flags & INDEX_OFFSET_BIT) || sources[i]->flags & TRANSFORM_BIT)
       return 0;
   for (int i = 0; i < 4; i++)
     if (holds_pairs(sources[i], o->sizes[i < 3 ? i : 2])) return 0;
@@ -341,8 +341,12 @@ static inline uint32_t take_input(Sim *sim, Pe *pe, uint64_t now, const Source *
 
 /* The wavelet with element i; its half, if it holds two. */
 static inline uint32_t take_half(Sim *sim, Pe *pe, uint64_t now, Source *s, uint64_t i, int size) {
-  if (!holds_pairs(s, size)) return take_input(sim, pe, now, s);
-  if (!(i & 1)) s->held = take_input(sim, pe, now, s);
+  int pairs = holds_pairs(s, size);
+  if (!(i & 1) || !pairs) {
+    s->held = take_input(sim, pe, now, s);
+    if (s->flags & TRANSFORM_BIT) s->held ^= pe->transform;
+  }
+  if (!pairs) return s->held;
   return s->held >> 16 * (i & 1) & 0xFFFF;
 }
 
@@ -362,6 +366,7 @@ static void send(Sim *sim, Pe *pe, uint64_t now, const Operation *o, Source *s, 
     uint32_t index = (uint32_t)o->index + (s->flags & INDEX_OFFSET_BIT ? (uint32_t)o->position : 0);
     data |= (index & 0xFFFF) << 16;
   }
+  if (s->flags & TRANSFORM_BIT) data ^= pe->transform;
   uint64_t ready = now + (uint64_t)sim->timing.ramp_out;
   int advance = is_last && s->flags & ADVANCE_SWITCH_BIT;
   output_push(sim, pe, queue, (Wavelet){ready, data, !!(s->flags & CONTROL_BIT), (uint8_t)advance, (uint8_t)color, 0});
