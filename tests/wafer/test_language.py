@@ -181,3 +181,53 @@ def test_generic_structs_go_by_value(tmp_path):
 )  # fmt: skip
 def test_mistakes_with_structs(tmp_path, statements, declarations, message):
     refused(tmp_path, statements, message, declarations)
+
+
+MODULE = """
+param name: comptime_string = "counter";
+extern var total: u32;
+extern fn weigh(n: u32) u32;
+export var counter: u32 linkname(name) = 5;
+export const table = [3]u32{ 7, 8, 9 };
+export fn bump(by: u32) u32 { counter += weigh(by); total += by; return counter; }
+"""
+LINKED = """
+extern fn bump(u: u32) u32;
+const m = @import_module("module.csl", .{ .name = "shared" });
+export var total: u32 = 100;
+extern var also: u32 linkname("total");
+extern var shared: u32;
+extern const table: [3]u32;
+export fn twice(n: u32) u32 linkname("weigh") { return 2 * n; }
+"""
+
+
+@ARCHITECTURES
+def test_symbols_are_shared_by_name(tmp_path, arch):
+    (tmp_path / "module.csl").write_text(MODULE)
+    code = """
+    b[0] = bump(a[0]);
+    shared += 1;
+    b[1] = m.bump(a[1]);
+    also += 1000;
+    b[2] = total;
+    b[3] = table[a[0]];
+    """
+    assert results(tmp_path, code, LINKED, (1, 10), arch)[:4] == [7, 28, 1111, 8]
+
+
+@pytest.mark.parametrize(
+    ("declarations", "message"),
+    [
+        ("extern var x1: u32; fn f() u32 { return x1; }", 'no module of this program exports "x1"'),
+        ("extern var x1: u32; export var x1a: u16 linkname(\"x1\") = 1; fn f() u32 { return x1; }",
+         'the symbol "x1" is declared elsewhere as var of type u16'),
+        ("export var x1: u32 = 0; export var x2: u32 linkname(\"x1\") = 0; fn f() u32 { return x1; }",
+         'the symbol "x1" is exported twice'),
+        ("extern var x1: u32 = 3; fn f() u32 { return x1; }", "an extern variable has a type and no value"),
+        ("export var x1: mem1d_dsd; fn f() u32 { return 1; }", "a value of type mem1d_dsd cannot be export"),
+        ("extern fn g() u32; fn f() u32 { return comptime g(); }", "g is extern; it cannot be called at compile time"),
+    ],
+)  # fmt: skip
+def test_mistakes_with_shared_symbols(tmp_path, declarations, message):
+    refused(tmp_path, "b[0] = f();", message, declarations)

@@ -251,6 +251,7 @@ class VarDecl(Node):
     value: Expr | None
     align: Expr | None = None
     linksection: Expr | None = None
+    linkname: Expr | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,6 +381,7 @@ class FunctionDecl(Node):
     body: Block | None
     linkage: str | None = None
     is_inline: bool = False
+    linkname: Expr | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

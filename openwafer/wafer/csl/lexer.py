@@ -18,8 +18,8 @@ NAME, KEYWORD, BUILTIN, INT, FLOAT, STRING, PUNCTUATION, END = (
 
 KEYWORDS = frozenset(
     """
-    align and anytype break comptime const continue else enum export extern false fn for if inline layout linksection
-    or packed param return struct switch task true union var while
+    align and anytype break comptime const continue else enum export extern false fn for if inline layout linkname
+    linksection or packed param return struct switch task true union var while
     """.split()
 )
 

@@ -209,29 +209,28 @@ class _Parser:
         self.expect(";", "after the parameter")
         return ast.ParamDecl(name=name, type=kind, default=default, span=self.span_from(start))
 
-    # variable = ("const" | "var") name [":" type] ["align" (e)] ["linksection" (e)] ["=" expression] ";"
+    # variable = ("const" | "var") name [":" type] attribute* ["=" expression] ";"
     def variable(self, start: int, linkage: str | None = None, is_comptime: bool = False) -> ast.VarDecl:
         is_const = self.take().text == "const"
         name = self.name("the name of a variable")
         kind = self.type() if self.accept(":") else None
-        align = linksection = None
-        while self.is_("align") or self.is_("linksection"):
-            word = self.take().text
-            self.expect("(", f"after {word}")
-            value = self.expression()
-            self.expect(")", f"after the argument of {word}")
-            if word == "align":
-                align = value
-            else:
-                linksection = value
+        attributes = self.attributes(("align", "linkname", "linksection"))
         value = self.expression() if self.accept("=") else None
         self.expect(";", "after the declaration")
         return ast.VarDecl(
             name=name, is_const=is_const, is_comptime=is_comptime, linkage=linkage, type=kind, value=value,
-            align=align, linksection=linksection, span=self.span_from(start),
+            span=self.span_from(start), **attributes,
         )  # fmt: skip
 
-    # function = ("fn" | "task") name "(" [parameter ("," parameter)*] ")" [type] (block | ";")
+    # attribute = ("align" | "linkname" | "linksection") "(" expression ")"
+    def attributes(self, known: tuple[str, ...]) -> dict[str, ast.Expr]:
+        found = {}
+        while any(self.is_(word) for word in known):
+            word = self.take().text
+            found[word] = self.parenthesised(f"the argument of {word}")
+        return found
+
+    # function = ("fn" | "task") name "(" [parameter ("," parameter)*] ")" attribute* [type] attribute* (block | ";")
     def function(self, start: int, linkage: str | None) -> ast.FunctionDecl:
         is_task = self.take().text == "task"
         name = self.name("the name of a task" if is_task else "the name of a function")
@@ -247,7 +246,10 @@ class _Parser:
             hint = "the type of the result follows the parameters without an arrow"
             self.report(self.unexpected("expected a type", hint=hint))
             self.take()
+        words = ("linkname", "linksection")
+        attributes = self.attributes(words)
         result = None if self.is_("{") or self.is_(";") else self.type()
+        attributes |= self.attributes(words)
         body = None
         if linkage == "extern":
             self.expect(";", "after an extern function")
@@ -255,7 +257,7 @@ class _Parser:
             body = self.block(f"of {name}")
         return ast.FunctionDecl(
             name=name, is_task=is_task, parameters=tuple(parameters), result=result, body=body, linkage=linkage,
-            span=self.span_from(start),
+            linkname=attributes.get("linkname"), span=self.span_from(start),
         )  # fmt: skip
 
     def unique(self, names: list[tuple[str, Span]], what: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from openwafer.wafer.arch import MEMORY_BYTES, Arch
-from openwafer.wafer.csl import aggregates, ast, ir
+from openwafer.wafer.csl import aggregates, ast, ir, linkage
 from openwafer.wafer.csl import types as ty
 from openwafer.wafer.csl.ast import Span
 from openwafer.wafer.csl.comptime import (
@@ -165,6 +165,7 @@ class Sema:
         self.later: list[Callable[[], None]] = []
         self.handlers: dict[tuple[str, int], ir.Function] = {}
         self.fifos: dict[int, ir.Fifo] = {}
+        self.linked: dict[str, linkage.Linked] = {}
         self.num_strings = 0
         self.launch_color: int | None = None
 
@@ -293,13 +294,17 @@ class Sema:
             assert self.program is not None and isinstance(found.address, ir.Address)
             kind = found.type.element if isinstance(found.type, ty.Array) else found.type
             variable = found.address.variable
+            name = variable.name
             self.program.symbols.append(ir.Symbol(name, variable, None, False, str(kind), not found.is_const))
+        elif isinstance(found, Const) and isinstance(found.value, FunctionValue):
+            linkage.export_function(self, found)
 
     def finish(self) -> None:
         """What had to wait until all tasks were bound."""
         for action in self.later:  # grows on the way
             self.guarded(action)
         self.later.clear()
+        linkage.check(self)
 
     def guarded(self, action: Callable[[], object], span: Span | None = None) -> None:
         """Do it; a mistake in it is reported and the rest goes on."""
@@ -385,21 +390,26 @@ class Sema:
         assert isinstance(declaration, ast.VarDecl)
         kind = self.type(frame, declaration.type) if declaration.type is not None else None
         if declaration.linkage == "extern":
-            raise CslError(declaration.span, "not supported yet: extern variables")
+            return linkage.extern_variable(self, frame, declaration, kind)
         value = self.initial(frame, declaration, kind)
         if isinstance(value.value, ty.Struct | ty.Enum) and value.value.name in ("struct", "enum"):
             value = Const(ty.TYPE, replace(value.value, name=declaration.name))
         kind = kind or value.type
-        if declaration.is_const and not isinstance(kind, ty.Array):
+        exported = declaration.linkage == "export" and self.program is not None
+        if declaration.is_const and not isinstance(kind, ty.Array) and not exported:
             return value
         if ty.is_comptime_only(kind):
-            if declaration.is_const:
+            if declaration.is_const and not exported:
                 return value
             raise CslError(
                 declaration.span,
                 f"a variable of type {kind} does not exist at run time",
                 "give it a sized type, or use const",
             )
+        if exported:
+            linked = linkage.declared(self, frame, declaration, kind)
+            name = linkage.symbol_name(self, frame, declaration)
+            return self.variable(frame, declaration, kind, value, name, linkage.variable(linked, name))
         return self.variable(frame, declaration, kind, value, declaration.name)
 
     def initial(self, frame: Frame, declaration: ast.VarDecl, kind: Type | None) -> Const:
@@ -429,9 +439,15 @@ class Sema:
         return Const(kind, 0)
 
     def variable(
-        self, frame: Frame, declaration: ast.VarDecl, kind: Type, value: Const | None, name: str
+        self,
+        frame: Frame,
+        declaration: ast.VarDecl,
+        kind: Type,
+        value: Const | None,
+        name: str,
+        made: ir.Variable | None = None,
     ) -> MemoryPlace:
-        """Memory for a variable."""
+        """Memory for a variable, `made` where others know it already."""
         size = ty.size_bytes(kind)
         alignment = 4 if size >= 4 else 2
         if declaration.align is not None:
@@ -442,7 +458,8 @@ class Sema:
             alignment = words * 2
         if ty.is_comptime_only(_innermost(kind)):
             raise CslError(declaration.span, f"a variable of type {kind} does not exist at run time")
-        variable = ir.Variable(name, size, alignment, span=declaration.span)
+        variable = made or ir.Variable(name, size, span=declaration.span)
+        variable.align_bytes = alignment
         if size > MEMORY_BYTES and self.program is not None:
             raise CslError(declaration.span, f"{name} takes {size:,} bytes of memory, a PE has {MEMORY_BYTES:,}")
         if value is not None and self.program is not None:
@@ -769,7 +786,8 @@ class Sema:
                 span, f"more than {MAX_CALLS} nested calls at compile time", f"{name} may call itself forever"
             )
         inner = Frame(function.instance, [dict(scope)], None, frozenset(), result, [], frame.depth + 1)
-        assert function.declaration.body is not None
+        if function.declaration.body is None:
+            raise CslError(span, f"{function.declaration.name} is extern; it cannot be called at compile time")
         try:
             self.block(inner, function.declaration.body)
         except Returned as returned:
@@ -813,7 +831,10 @@ class Sema:
         self.functions[key] = lowered
         if self.program is not None:
             self.program.functions.append(lowered)
-        assert frame.out is not None and declaration.body is not None
+        assert frame.out is not None
+        if declaration.body is None:
+            self.later.append(lambda: linkage.bind(self, function, lowered))
+            return lowered
         for name in kinds:
             if name in names and isinstance(scope[name], LocalPlace):
                 self.to_memory(frame, name, scope)
