@@ -255,6 +255,23 @@ def scalar_bits(kind: Type, value: Any) -> int:
     return float_bits(value, kind.bits) if isinstance(kind, ty.Float) else int(value)
 
 
+def to_bits(kind: Type, value: Any) -> int:
+    """The bits of a scalar, as many as its type has."""
+    width = ty.bit_width(kind)
+    assert width is not None
+    return scalar_bits(kind, value) & (1 << width) - 1
+
+
+def of_bits(kind: Type, pattern: int) -> Any:
+    """The value behind bits."""
+    if isinstance(kind, ty.Float):
+        return bits_float(pattern, kind.bits)
+    if kind == ty.BOOL:
+        return bool(pattern)
+    base = kind.base if isinstance(kind, ty.Enum) else kind
+    return base.wrap(pattern) if isinstance(base, ty.Int) else pattern
+
+
 def scalar_bytes(kind: Type, value: Any) -> bytes:
     size = ty.size_bytes(kind)
     return struct.pack("<Q", scalar_bits(kind, value) & (1 << 64) - 1)[:size]

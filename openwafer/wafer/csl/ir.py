@@ -279,6 +279,14 @@ Expr = (
 )  # fmt: skip
 
 
+def calls(expr: Expr) -> bool:
+    """Whether an expression calls a function, so that it cannot be computed twice."""
+    if isinstance(expr, Call | Sequence | IterGet | Random16):
+        return True
+    parts = vars(expr).values() if not isinstance(expr, Const | Address | GetLocal | DsdValue) else ()
+    return any(calls(part) for part in parts if isinstance(part, Expr))
+
+
 # Statements
 
 

@@ -104,11 +104,15 @@ def _missing(name: str, linked: Linked) -> None:
 
 
 def _may_be_shared(kind: Type) -> bool:
-    """The documented types, and struct without a layout of its own."""
+    """Whether a type is export compatible (documented); integers of 8 and 64 bits were up to SDK 1.4."""
     if isinstance(kind, ty.Array):
         return _may_be_shared(kind.element)
     if isinstance(kind, ty.FunctionType):
         return all(_may_be_shared(k) for k in kind.parameters) and (
             kind.result == ty.VOID or _may_be_shared(kind.result)
         )
+    if isinstance(kind, ty.Struct):
+        return kind.name.startswith("extern")
+    if isinstance(kind, ty.Int | ty.Packed):
+        return ty.bit_width(kind) in (8, 16, 32, 64)
     return kind != ty.DIRECTION and not isinstance(kind, ty.DsdType) and not ty.is_comptime_only(kind)

@@ -56,8 +56,21 @@ class CellPlace:
     path: tuple[str | int, ...] = ()
 
 
+@dataclass(frozen=True)
+class PackedPlace:
+    """A field of a packed struct or union that lies somewhere."""
+
+    type: Type
+    base: Place
+    name: str
+
+    @property
+    def is_const(self) -> bool:
+        return isinstance(self.base, MemoryPlace | ElementPlace | PackedPlace) and self.base.is_const
+
+
 Value = Const | Run
-Place = MemoryPlace | ElementPlace | LocalPlace | CellPlace
+Place = MemoryPlace | ElementPlace | LocalPlace | CellPlace | PackedPlace
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from openwafer.wafer.arch import MEMORY_BYTES, Arch
-from openwafer.wafer.csl import aggregates, ast, ir, linkage
+from openwafer.wafer.csl import aggregates, ast, ir, linkage, packed
 from openwafer.wafer.csl import types as ty
 from openwafer.wafer.csl.ast import Span
 from openwafer.wafer.csl.comptime import (
@@ -48,6 +48,7 @@ from openwafer.wafer.csl.scope import (
     LocalPlace,
     LoopMark,
     MemoryPlace,
+    PackedPlace,
     Place,
     RangeValue,
     Returned,
@@ -64,6 +65,7 @@ LIBRARY = Path(__file__).parents[1] / "lib"
 MAX_CALLS = 200
 MAX_TRACE = 3
 """Calls that an error lists on the way to it."""
+MAX_INT_BITS = 0xFFFFFF
 RANGE = ty.Simple("range")
 FAILED = object()
 """What a name stands for whose declaration has an error."""
@@ -575,6 +577,8 @@ class Sema:
             return found
         if isinstance(found, CellPlace):
             return _at_path(found)
+        if isinstance(found, PackedPlace):
+            return packed.load(self, frame, found, span)
         if isinstance(found, MemoryPlace) and found.known is not None and frame.is_comptime:
             return found.known
         if frame.is_comptime:
@@ -611,7 +615,7 @@ class Sema:
                 return converted
         elif isinstance(have, ty.Pointer) and isinstance(want, ty.Pointer) and _pointer_fits(have, want):
             return Run(want, value.expr)
-        elif isinstance(have, ty.Int) and isinstance(want, ty.Int) and have.low >= want.low and have.high <= want.high:
+        elif _widens(have, want):
             return Run(want, convert(value.expr, have, want))
         elif want in ty.NUMBERS:
             text = f"expected a {want}, which is known at compile time; found a run-time value of type {have}"
@@ -634,6 +638,8 @@ class Sema:
                 return Const(want, checked_float(known, want))
             except ComptimeError as error:
                 raise CslError(span, str(error)) from None
+        if isinstance(have, ty.Float) and isinstance(want, ty.Float) and have.bits < want.bits:
+            return Const(want, known)
         if isinstance(have, ty.Pointer) and isinstance(want, ty.Pointer) and _pointer_fits(have, want):
             return Const(want, known)
         if isinstance(known, StructValue):
@@ -643,6 +649,9 @@ class Sema:
                 return self.array(want, [v for _, v in known.fields], span)
             if isinstance(want, ty.Struct):
                 return self.struct(want, known, span)
+            if isinstance(want, ty.Packed):
+                made = packed.literal(self, want, dict(known.fields), span)
+                return made if isinstance(made, Const) else None
         if isinstance(have, ty.Array) and isinstance(want, ty.Array):
             same = have.count == want.count and have.element == want.element
             return Const(want, known) if same else None
@@ -663,27 +672,25 @@ class Sema:
         return Const(kind, ArrayValue(kind.count, tuple(v.value for v in values if isinstance(v, Const))))
 
     def struct(self, kind: ty.Struct, given: StructValue, span: Span) -> Const:
+        self.check_fields(kind, given.names, span)
+        known = dict(given.fields)
+        fields = ((name, self.coerce(known[name], t, span)) for name, t in kind.fields if name in known)
+        return Const(kind, StructValue(tuple(fields)))  # pyright: ignore[reportArgumentType]
+
+    def check_fields(self, kind: ty.Struct | ty.Packed, given: list[str], span: Span) -> None:
+        """A literal gives every field of a struct, and one of a union."""
         names = [name for name, _ in kind.fields]
-        for name in given.names:
+        for name in given:
             if name not in names:
                 raise CslError(span, f'{kind} has no field "{name}"{among(name, names)}')
-        self.check_variant(kind, given.names, span)
-        fields = []
-        for name, field_type in kind.fields:
-            own = given.get(name)
-            if own is None and kind.is_union:
-                continue
-            if own is None:
+        if kind.is_union:
+            if len(given) != 1:
+                text = f"a {kind} takes one field, {len(given)} are given"
+                raise CslError(span, text, f"its fields: {', '.join(names)}")
+            return
+        for name in names:
+            if name not in given:
                 raise CslError(span, f'the field "{name}" of {kind} has no value')
-            fields.append((name, self.coerce(own, field_type, span)))
-        return Const(kind, StructValue(tuple(fields)))
-
-    def check_variant(self, kind: ty.Struct, names: Iterable[str], span: Span) -> None:
-        """A union has one field at a time."""
-        given = list(names)
-        if kind.is_union and len(given) != 1:
-            shown = ", ".join(name for name, _ in kind.fields)
-            raise CslError(span, f"a union takes one field, {len(given)} are given", f"its fields: {shown}")
 
     # --- expressions ------------------------------------------------------------------------------------------------
 
@@ -895,18 +902,22 @@ class Sema:
 
     def field(self, frame: Frame, node: ast.Field, want: Type | None) -> Value | Place:
         base = self.expr(frame, node.base)
-        if isinstance(base, Const):
+        if isinstance(base, Const) and not isinstance(base.type, ty.Packed):
             return self.const_field(base, node)
         kind = base.type
+        if isinstance(kind, ty.Packed):
+            return packed.field(self, base, node.name, node.span)
         if isinstance(base, CellPlace):
             if isinstance(kind, ty.Struct) or kind == ty.COMPTIME_STRUCT:
                 inner = CellPlace(kind, base.cell, (*base.path, node.name))
                 return replace(inner, type=_at_path(inner, node).type)
             return self.const_field(_at_path(base), node)
-        if isinstance(kind, ty.Pointer) and isinstance(kind.target, ty.Struct):
+        if isinstance(kind, ty.Pointer) and isinstance(kind.target, ty.Struct | ty.Packed):
             pointer = self.load(frame, base, node.span)
             base = MemoryPlace(kind.target, self.runtime(pointer, node.span), 0, kind.is_const)
             kind = kind.target
+            if isinstance(kind, ty.Packed):
+                return packed.field(self, base, node.name, node.span)
         if isinstance(kind, ty.Struct) and isinstance(base, MemoryPlace | Run):
             fields = dict(kind.fields)
             if node.name not in fields:
@@ -927,10 +938,8 @@ class Sema:
             return found
         if isinstance(known, StructValue):
             found = known.get(node.name)
-            if found is None and isinstance(base.type, ty.Struct) and node.name in dict(base.type.fields):
-                raise CslError(node.span, f'this union holds "{known.names[0]}", not "{node.name}"')
             if found is None:
-                raise CslError(node.span, f'the struct has no field "{node.name}"{among(node.name, known.names)}')
+                raise _no_field(base, node.name, node.span)
             return found
         if base.type == ty.TYPE and isinstance(known, ty.Enum):
             members = dict(known.members)
@@ -939,10 +948,14 @@ class Sema:
             return Const(known, members[node.name])
         if isinstance(known, PointerValue) and isinstance(base.type, ty.Pointer):
             target = base.type.target
-            if isinstance(target, ty.Struct) and node.name not in dict(target.fields):
-                names = dict(target.fields)
-                raise CslError(node.span, f'{target} has no field "{node.name}"{among(node.name, names)}')
+            if isinstance(target, ty.Packed):
+                place = MemoryPlace(target, ir.Address(known.variable), known.offset, base.type.is_const)
+                return packed.field(self, place, node.name, node.span)
             if isinstance(target, ty.Struct):
+                if node.name not in dict(target.fields):
+                    raise CslError(
+                        node.span, f'{target} has no field "{node.name}"{among(node.name, dict(target.fields))}'
+                    )
                 offset = known.offset + target.offset(node.name)
                 address = ir.Address(known.variable)
                 return MemoryPlace(dict(target.fields)[node.name], address, offset, base.type.is_const)
@@ -1049,6 +1062,8 @@ class Sema:
         if isinstance(found, CellPlace) and ty.size_bytes(found.type):
             value = _at_path(found)
             return Const(ty.Pointer(found.type, False, True), PointerValue(self.anonymous(value, node.span)))
+        if isinstance(found, PackedPlace):
+            raise CslError(node.span, f"a field of a {found.base.type} has no address", "copy it to a variable first")
         raise CslError(node.span, "this has no address; a variable in memory, a field or an element of one has")
 
     def unary(self, frame: Frame, node: ast.Unary, want: Type | None) -> Value:
@@ -1069,7 +1084,7 @@ class Sema:
         own = ty.scalar(kind)
         assert own is not None
         node_type = ir.Negate if node.operator == "-" else ir.Invert
-        return Run(kind, node_type(own, value.expr))
+        return Run(kind, packed.narrow(node_type(own, value.expr), kind))
 
     def binary(self, frame: Frame, node: ast.Binary, want: Type | None) -> Value:
         if node.operator in ("and", "or"):
@@ -1126,7 +1141,7 @@ class Sema:
         expr = ir.Binary(
             _RUNTIME[operator], own, self.runtime(left, span), self.runtime(right, span), self.place_of(span)
         )
-        return Run(kind, expr)
+        return Run(kind, packed.narrow(expr, kind))
 
     def unified(self, left: Value, right: Value, span: Span, operator: str) -> tuple[Value, Value, Type]:
         """Both operands in one type."""
@@ -1153,10 +1168,10 @@ class Sema:
         ordered = isinstance(kind, ty.Int | ty.Float | ty.Enum) or kind in ty.NUMBERS
         if operator not in ("==", "!=") and not ordered and not isinstance(kind, ty.Opaque):
             raise CslError(span, f"{operator} is not defined for {kind}")
-        if isinstance(left, Const) and isinstance(right, Const):
+        if isinstance(left, Const) and isinstance(right, Const) and not isinstance(kind, ty.Packed):
             return Const(ty.BOOL, COMPARE[operator](left.value, right.value))
         own = ty.scalar(kind)
-        if own is None:
+        if own is None or isinstance(kind, ty.Packed):
             raise CslError(span, f"{operator} is not defined for {kind}")
         first, second = self.runtime(left, span), self.runtime(right, span)
         if operator in (">", ">="):
@@ -1278,12 +1293,14 @@ class Sema:
         if node.is_void:
             return VOID
         kind = self.type(frame, node.type) if node.type is not None else want
-        wants = dict(kind.fields) if isinstance(kind, ty.Struct) else {}
+        wants = dict(kind.fields) if isinstance(kind, ty.Struct | ty.Packed) else {}
         fields: list[tuple[str, Value]] = []
         for item in node.fields:
             if any(item.name == name for name, _ in fields):
                 raise CslError(item.span, f'the field "{item.name}" is given twice')
             fields.append((item.name, self.value(frame, item.value, wants.get(item.name))))
+        if isinstance(kind, ty.Packed):
+            return packed.literal(self, kind, dict(fields), node.span)
         if all(isinstance(value, Const) for _, value in fields):
             made = StructValue(tuple(fields))  # pyright: ignore[reportArgumentType]
             if isinstance(kind, ty.Struct):
@@ -1309,15 +1326,12 @@ class Sema:
 
     def runtime_struct(self, frame: Frame, kind: ty.Struct, fields: dict[str, Value], span: Span) -> Place:
         variable = aggregates.own(self, frame, "literal", kind)
-        self.check_variant(kind, fields, span)
-        for name in fields:
-            if name not in dict(kind.fields):
-                raise CslError(span, f'{kind} has no field "{name}"{among(name, dict(kind.fields))}')
+        self.check_fields(kind, list(fields), span)
         for name, field_type in kind.fields:
             if kind.is_union and name not in fields:
                 continue
             if name not in fields:
-                raise CslError(span, f'the field "{name}" of {kind} has no value')
+                continue
             self.store(frame, MemoryPlace(field_type, ir.Address(variable), kind.offset(name)), fields[name], span)
         return MemoryPlace(kind, ir.Address(variable))
 
@@ -1379,9 +1393,12 @@ class Sema:
                     raise CslError(value.span if value is not None else node.span, text)
             return Const(ty.TYPE, ty.Enum("enum", base, tuple(members), identity))
         assert isinstance(node, ast.StructType)
-        if node.kind.startswith("packed"):
-            raise CslError(node.span, f"not supported yet: {node.kind}")
+        for given in node.fields:
+            if given.default is not None:
+                raise CslError(given.default.span, "not supported yet: values of their own for fields")
         fields = tuple((f.name, self.type(frame, f.type)) for f in node.fields)
+        if node.kind.startswith("packed"):
+            return Const(ty.TYPE, packed.packed_type(node.kind, fields, identity, node))
         name = node.kind.split()[-1]
         return Const(ty.TYPE, ty.Struct(name, fields, identity, name == "union"))
 
@@ -1462,6 +1479,9 @@ class Sema:
             assert isinstance(value, Const)
             place.cell.value = _with_path(place.cell.value, place.path, value)
             return
+        if isinstance(place, PackedPlace):
+            packed.store(self, frame, place, value, span)
+            return
         if frame.out is None:
             text = "this variable exists at run time only; it cannot change at compile time"
             raise CslError(span, text, *_where(place))
@@ -1489,6 +1509,8 @@ class Sema:
             raise _constant(node.target, "cannot be assigned to" if isinstance(place, Run) else "is constant")
         if not isinstance(place, CellPlace) and place.is_const:
             raise _constant(node.target, "is constant")
+        if node.operator != "=" or isinstance(place, PackedPlace):
+            place = self.steady(frame, place, node.target.span)
         if node.operator == "=":
             value = self.value(frame, node.value, place.type)
         else:
@@ -1497,6 +1519,20 @@ class Sema:
             right = self.value(frame, node.value)
             value = self.coerce(self.operate(operator, current, right, node.span), place.type, node.span)
         self.store(frame, place, value, node.span)
+
+    def steady(self, frame: Frame, place: Place, span: Span) -> Place:
+        """A place to load from and store to: what calls a function to find it does so once."""
+        if isinstance(place, PackedPlace):
+            return replace(place, base=self.steady(frame, place.base, span))
+        if isinstance(place, LocalPlace | CellPlace):
+            return place
+        if ir.calls(place.address):
+            place = replace(place, address=self.held(frame, Run(ty.U16, place.address), T.U16, span))
+        if isinstance(place, ElementPlace) and ir.calls(place.index):
+            own = place.index.type
+            assert isinstance(own, T)
+            place = replace(place, index=self.held(frame, Run(ty.U16, place.index), own, span))
+        return place
 
     def expression_statement(self, frame: Frame, node: ast.ExprStmt) -> None:
         value = self.load(frame, self.expr(frame, node.value), node.span)
@@ -1834,7 +1870,8 @@ def convert(expr: ir.Expr, have: Type, want: Type) -> ir.Expr:
     """A scalar converted, as @as does."""
     source, target = ty.scalar(have), ty.scalar(want)
     assert source is not None and target is not None
-    return expr if source == target else ir.Convert(target, source, expr)
+    made = expr if source == target else ir.Convert(target, source, expr)
+    return made if _widens(have, want) else packed.narrow(made, want)
 
 
 def replace_out(frame: Frame) -> Frame:
@@ -1937,7 +1974,7 @@ def _sized_int(name: str) -> ty.Int | None:
     if len(name) < 2 or name[0] not in "iu" or not name[1:].isdigit():
         return None
     bits = int(name[1:])
-    return ty.Int(bits, name[0] == "i") if bits in (8, 16, 32, 64) else None
+    return ty.Int(bits, name[0] == "i") if bits <= MAX_INT_BITS and name[1:] == str(bits) else None
 
 
 def _is_fixed(kind: Type) -> bool:
@@ -1949,10 +1986,21 @@ def _is_sized(kind: Type | None) -> bool:
     return isinstance(kind, ty.Int | ty.Float)
 
 
+def _widens(have: Type, want: Type) -> bool:
+    """Whether every number of one type is one of the other."""
+    if isinstance(have, ty.Int) and isinstance(want, ty.Int):
+        return have.low >= want.low and have.high <= want.high
+    return isinstance(have, ty.Float) and isinstance(want, ty.Float) and have.bits < want.bits
+
+
 def _pointer_fits(have: ty.Pointer, want: ty.Pointer) -> bool:
     if have.is_const and not want.is_const and not isinstance(have.target, ty.Array):
         return False
     target = have.target
+    if want.target == ty.ANYOPAQUE and not want.is_many:
+        return True
+    if isinstance(want.target, ty.Array) and not have.is_many and want.target == ty.Array((1,), target):
+        return True
     if want.is_many and not have.is_many and isinstance(target, ty.Array):
         target = target.element
     return target == want.target
@@ -1982,9 +2030,17 @@ def _at_path(place: CellPlace, node: ast.Field | None = None) -> Const:
         found = value.value.get(step)
         if found is None:
             assert node is not None
-            raise CslError(node.span, f'the struct has no field "{step}"{among(step, value.value.names)}')
+            raise _no_field(value, step, node.span)
         value = found
     return value
+
+
+def _no_field(base: Const, name: str, span: Span) -> CslError:
+    """The error for a field that a known struct or union does not have."""
+    names = base.value.names
+    if isinstance(base.type, ty.Struct) and base.type.is_union and name in dict(base.type.fields):
+        return CslError(span, f'this union holds "{names[0]}", not "{name}"')
+    return CslError(span, f'the struct has no field "{name}"{among(name, names)}')
 
 
 def _with_path(value: Const, path: tuple[str | int, ...], new: Const) -> Const:

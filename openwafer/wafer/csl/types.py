@@ -21,11 +21,11 @@ class Int:
 
     @property
     def low(self) -> int:
-        return -(1 << self.bits - 1) if self.signed else 0
+        return -(1 << self.bits - 1) if self.signed and self.bits else 0
 
     @property
     def high(self) -> int:
-        return (1 << self.bits - self.signed) - 1
+        return (1 << self.bits - self.signed) - 1 if self.bits else 0
 
     def wrap(self, value: int) -> int:
         """The value that a register of this type holds after an overflow."""
@@ -150,11 +150,42 @@ class Struct:
         raise KeyError(name)
 
 
-Type = Int | Float | Simple | Opaque | DsdType | DsrType | Pointer | Array | FunctionType | Enum | Struct
+@dataclass(frozen=True)
+class Packed:
+    """A packed struct or union: an unsigned integer whose bits, from the lowest, are the fields."""
+
+    name: str
+    fields: tuple[tuple[str, Type], ...]
+    identity: tuple
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def is_union(self) -> bool:
+        return self.name.endswith("union")
+
+    @property
+    def backing(self) -> Int:
+        widths = [bit_width(kind) or 0 for _, kind in self.fields]
+        return Int(max(widths, default=0) if self.is_union else sum(widths), False)
+
+    def bit_offset(self, name: str) -> int:
+        """Bits below a field."""
+        at = 0
+        for own, kind in self.fields:
+            if own == name:
+                return 0 if self.is_union else at
+            at += bit_width(kind) or 0
+        raise KeyError(name)
+
+
+Type = Int | Float | Simple | Opaque | DsdType | DsrType | Pointer | Array | FunctionType | Enum | Struct | Packed
 
 BOOL, VOID, TYPE, ANYTYPE = Simple("bool"), Simple("void"), Simple("type"), Simple("anytype")
 COMPTIME_INT, COMPTIME_FLOAT = Simple("comptime_int"), Simple("comptime_float")
 COMPTIME_STRING, COMPTIME_STRUCT = Simple("comptime_string"), Simple("comptime_struct")
+ANYOPAQUE = Simple("anyopaque")
 MODULE, FIFO, ACCESS = Simple("imported_module"), Simple("fifo"), Simple("tensor access")
 I16, U16, I32, U32, U8, U64 = (
     Int(16, True),
@@ -176,14 +207,14 @@ NAMED: dict[str, Type] = {
     for t in (
         *(Int(bits, signed) for bits in (8, 16, 32, 64) for signed in (True, False)),
         F16, F32, BOOL, VOID, TYPE, ANYTYPE, COMPTIME_INT, COMPTIME_FLOAT, COMPTIME_STRING, COMPTIME_STRUCT, MODULE,
-        COLOR, DIRECTION, INPUT_QUEUE, OUTPUT_QUEUE, UT_ID, LOCAL_TASK, DATA_TASK, CONTROL_TASK,
+        ANYOPAQUE, COLOR, DIRECTION, INPUT_QUEUE, OUTPUT_QUEUE, UT_ID, LOCAL_TASK, DATA_TASK, CONTROL_TASK,
         MEM1D, MEM4D, FABIN, FABOUT, DSR_DEST, DSR_SRC0, DSR_SRC1,
     )
 }  # fmt: skip
 
 NUMBERS = (COMPTIME_INT, COMPTIME_FLOAT)
 _COMPTIME_ONLY = (
-    TYPE, ANYTYPE, COMPTIME_INT, COMPTIME_FLOAT, COMPTIME_STRING, COMPTIME_STRUCT, MODULE, FIFO, ACCESS,
+    TYPE, ANYTYPE, COMPTIME_INT, COMPTIME_FLOAT, COMPTIME_STRING, COMPTIME_STRUCT, MODULE, FIFO, ACCESS, ANYOPAQUE,
 )  # fmt: skip
 
 
@@ -194,13 +225,35 @@ def align(offset: int, to: int) -> int:
 
 def is_comptime_only(kind: Type) -> bool:
     """Values of this type do not exist at run time."""
+    if isinstance(kind, Array):
+        return is_comptime_only(kind.element)
+    if isinstance(kind, Struct):
+        return any(is_comptime_only(own) for _, own in kind.fields)
+    if isinstance(kind, Int | Packed):
+        return scalar(kind) is None
     return kind in _COMPTIME_ONLY or isinstance(kind, FunctionType | DsrType)
 
 
+def bit_width(kind: Type) -> int | None:
+    """Bits of a value in a packed struct; None if it cannot be in one."""
+    if isinstance(kind, Int | Float):
+        return kind.bits
+    if isinstance(kind, Enum):
+        return kind.base.bits
+    if isinstance(kind, Packed):
+        return kind.backing.bits
+    if kind == BOOL:
+        return 1
+    return 16 if isinstance(kind, Pointer) else None
+
+
 def scalar(kind: Type) -> T | None:
-    """How a value of this type lies in a slot; None if it is no scalar."""
+    """How a value of this type lies in a slot; None if it is no scalar, or an integer of more than 64 bits."""
     if isinstance(kind, Int):
-        return T[f"{'I' if kind.signed else 'U'}{kind.bits}"]
+        bits = next((size for size in (8, 16, 32, 64) if kind.bits <= size), None)
+        return T[f"{'I' if kind.signed else 'U'}{bits}"] if bits is not None else None
+    if isinstance(kind, Packed):
+        return scalar(kind.backing)
     if isinstance(kind, Float):
         return T[f"F{kind.bits}"]
     if isinstance(kind, Enum):

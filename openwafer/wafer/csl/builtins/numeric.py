@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from openwafer.wafer.csl import ast, ir
+from openwafer.wafer.csl import ast, ir, packed
 from openwafer.wafer.csl import types as ty
 from openwafer.wafer.csl.builtins.arguments import at_run_time, count
 from openwafer.wafer.csl.comptime import (
@@ -13,13 +13,15 @@ from openwafer.wafer.csl.comptime import (
     Const,
     PointerValue,
     StructValue,
-    bits_float,
+    of_bits,
     scalar_bits,
+    to_bits,
     to_float,
 )  # fmt: skip
 from openwafer.wafer.csl.diagnostics import CslError, Diagnostic, among
 from openwafer.wafer.csl.scope import RangeValue, Run, Value
 from openwafer.wafer.csl.sema import RANGE, convert
+from openwafer.wafer.isa import SIZE_BYTES
 
 
 def as_(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
@@ -32,8 +34,10 @@ def as_(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     own = ty.scalar(have)
     if kind == ty.BOOL and own is not None:
         return Run(kind, ir.Compare(ir.Op.NE, own, value.expr, ir.Const(0, own)))
-    if ty.scalar(kind) is None or own is None or isinstance(kind, ty.Pointer):
+    if ty.scalar(kind) is None or own is None or isinstance(kind, ty.Pointer) or ty.Packed in (type(kind), type(have)):
         raise CslError(node.span, f"@as cannot turn {have} into {kind}", _AS)
+    if isinstance(have, ty.Float) and isinstance(kind, ty.Int) and kind.bits != ty.size_bytes(kind) * 8:
+        raise CslError(node.span, f"not supported yet: {have} to {kind} at run time", "convert to an i32 first")
     return Run(kind, convert(value.expr, have, kind))
 
 
@@ -71,24 +75,26 @@ def bitcast(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     value = sema.value(frame, node.arguments[1])
     have = value.type
     if have == ty.COMPTIME_INT:
-        have = ty.Int(ty.size_bytes(kind) * 8, value.value < 0)
+        have = ty.Int(ty.bit_width(kind) or ty.size_bytes(kind) * 8, value.value < 0)
         value = sema.coerce(value, have, node.span)
     if have == ty.COMPTIME_FLOAT:
         have = ty.Float(ty.size_bytes(kind) * 8)
         value = sema.coerce(value, have, node.span)
     source, target = ty.scalar(have), ty.scalar(kind)
-    if source is None or target is None or ty.size_bytes(have) != ty.size_bytes(kind):
-        sizes = [f"{t} of {ty.size_bytes(t)} bytes" if ty.scalar(t) else str(t) for t in (have, kind)]
-        raise CslError(node.span, f"@bitcast needs two scalars of one size, found {' and '.join(sizes)}")
-    if isinstance(value, Const):
-        if isinstance(value.value, PointerValue):
-            return Run(kind, ir.Reinterpret(target, source, sema.runtime(value, node.span)))
-        pattern = scalar_bits(have, value.value) & (1 << ty.size_bytes(have) * 8) - 1
-        if isinstance(kind, ty.Float):
-            return Const(kind, bits_float(pattern, kind.bits))
-        base = kind.base if isinstance(kind, ty.Enum) else kind
-        return Const(kind, base.wrap(pattern) if isinstance(base, ty.Int) else pattern)
-    return Run(kind, ir.Reinterpret(target, source, value.expr))
+    sizes = [ty.bit_width(k) or ty.size_bytes(k) * 8 for k in (have, kind)]
+    has_widths = None not in (ty.bit_width(have), ty.bit_width(kind))
+    if isinstance(value, Const) and has_widths and sizes[0] == sizes[1] and not isinstance(value.value, PointerValue):
+        return Const(kind, of_bits(kind, to_bits(have, value.value)))
+    if source is None or target is None or sizes[0] != sizes[1]:
+        words = [f"{k} of {bits} bits" if ty.scalar(k) else str(k) for k, bits in zip((have, kind), sizes, strict=True)]
+        raise CslError(node.span, f"@bitcast needs two scalars of one size, found {' and '.join(words)}")
+    if isinstance(value, Const) and not isinstance(value.value, PointerValue):
+        return Const(kind, of_bits(kind, scalar_bits(have, value.value) & (1 << sizes[0]) - 1))
+    expr = sema.runtime(value, node.span)
+    if sizes[0] == SIZE_BYTES[source] * 8:
+        return Run(kind, ir.Reinterpret(target, source, expr))
+    unsigned = ir.T[f"U{SIZE_BYTES[source] * 8}"]
+    return Run(kind, packed.from_bits(packed.as_bits(sema, Run(have, expr), node.span), unsigned, kind))
 
 
 def ptrcast(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
@@ -226,6 +232,8 @@ def dimensions(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value
 def _field_of(sema: Any, frame: Any, node: ast.BuiltinCall) -> Const | None:
     count(node, 2)
     value = sema.constant(frame, node.arguments[0])
+    if isinstance(value.type, ty.Packed):
+        value = Const(value.type, packed.const_struct(value))
     if not isinstance(value.value, StructValue):
         raise CslError(node.arguments[0].span, f"@{node.name} needs a struct, found {value.type}")
     return value.value.get(sema.string(frame, node.arguments[1]))

@@ -117,6 +117,9 @@ def _wavelet_task(kind: TaskKind) -> Any:
         function, number = _task(sema, frame, node, kind, allowed)
         kinds = sema.function_type(function.instance, function.declaration).parameters
         bits = tuple(ty.size_bytes(k) * 8 for k in kinds)
+        for k, size in zip(kinds, bits, strict=True):
+            if isinstance(k, ty.Int) and k.bits != size:
+                raise CslError(node.span, f"a task takes no argument of type {k}; use one of 8, 16 or 32 bits")
         limit = 32 if kind == TaskKind.DATA else 16
         declared = ("declared here", function.declaration.span)
         for own in kinds:
