@@ -97,6 +97,7 @@ def _reported(compilation: Compilation, made: Callable[[], Image]) -> Image:
 def _image(
     compilation: Compilation, placement: Placement, options: Options, params: dict[str, str], progress: Callable
 ) -> Image:
+    compilation.placement = placement
     width, height = placement.size
     number_of: dict[int, int] = {}
     programs: list[Program] = []

@@ -144,11 +144,11 @@ def _unescape(body: str, start: int, report) -> str:
         if code == "x":
             digits = body[at + 2 : at + 4]
             if re.fullmatch(r"[0-9A-Fa-f]{2}", digits):
-                parts.append(chr(int(digits, 16)))
+                parts.append(bytes.fromhex(digits).decode(errors="surrogateescape"))
                 at += 4
                 continue
         if code not in _ESCAPES:
             report(f'"\\{code}" is not an escape; known: \\n \\t \\r \\\\ \\" \\0 \\xNN', start + at, start + at + 2)
         parts.append(_ESCAPES.get(code, code))
         at += 2
-    return "".join(parts)
+    return "".join(parts).encode(errors="surrogateescape").decode(errors="surrogateescape")

@@ -65,15 +65,10 @@ LIBRARY = Path(__file__).parents[1] / "lib"
 MAX_CALLS = 200
 MAX_TRACE = 3
 """Calls that an error lists on the way to it."""
-MAX_INT_BITS = 0xFFFFFF
 RANGE = ty.Simple("range")
 FAILED = object()
 """What a name stands for whose declaration has an error."""
-NOT_YET = frozenset(
-    "dfilt get_sr get_symbol_id get_symbol_value get_tensor_ptr get_xdsr "
-    "bind_rotating_tasks get_filter_id load_to_dsr_xdsr load_to_dsr_xdsr_sr set_active_prng "
-    "set_control_task_table set_fifo_read_length set_fifo_write_length set_config_unchecked".split()
-)
+NOT_YET = frozenset("dfilt load_to_dsr_xdsr set_active_prng set_fifo_read_length set_fifo_write_length".split())
 """Documented builtins that are refused; docs/csl.md lists them."""
 NO_LIBRARY_YET = frozenset(("message_passing",))
 _PORTS = {
@@ -99,6 +94,7 @@ class Compilation:
     size: tuple[int, int] = (0, 0)
     fabric: tuple[int, int] = (0, 0)
     offset: tuple[int, int] = (0, 0)
+    placement: Placement = field(default_factory=Placement)
     sources: Sources = field(default_factory=Sources)
     files: dict[str, tuple[ast.File, dict[str, ast.Decl]]] = field(default_factory=dict)
     exports: dict[str, tuple[str, bool]] | None = None
@@ -135,6 +131,7 @@ def analyze_layout(
 def analyze_program(compilation: Compilation, tile: TileCode) -> ir.IrProgram:
     """The program of one PE type."""
     sema = Sema(compilation, program=ir.IrProgram(Path(tile.path).name))
+    sema.tile = tile
     instance = sema.instance(tile.path, dict(tile.params), tile.span)
     instance.is_root = True
     sema.check_params(instance, tile.span)
@@ -167,6 +164,11 @@ class Sema:
         self.later: list[Callable[[], None]] = []
         self.handlers: dict[tuple[str, int], ir.Function] = {}
         self.fifos: dict[int, ir.Fifo] = {}
+        self.tile: TileCode | None = None
+        self.control_table: Span | None = None
+        self.exported: dict[str, Any] = {}
+        self.exported_values: dict[str, tuple[Type, ir.Expr]] = {}
+        self.choosers: dict[str, ir.Function] = {}
         self.linked: dict[str, linkage.Linked] = {}
         self.num_strings = 0
         self.launch_color: int | None = None
@@ -354,7 +356,7 @@ class Sema:
                 return _PORTS[node.text]
             if node.text == "undefined":
                 return Const(ty.Simple("undefined"), None)
-            sized = _sized_int(node.text)
+            sized = ty.named(node.text)
             if sized is not None:
                 return Const(ty.TYPE, sized)
             known = [*frame.instance.declarations, *(n for scope in frame.scopes for n in scope), *ty.NAMED]
@@ -1169,6 +1171,9 @@ class Sema:
         if operator not in ("==", "!=") and not ordered and not isinstance(kind, ty.Opaque):
             raise CslError(span, f"{operator} is not defined for {kind}")
         if isinstance(left, Const) and isinstance(right, Const) and not isinstance(kind, ty.Packed):
+            has_order = isinstance(left.value, int | float) and not isinstance(kind, ty.DsrType)
+            if operator not in ("==", "!=") and not has_order:
+                raise CslError(span, f"{operator} is not defined for {kind}")
             return Const(ty.BOOL, COMPARE[operator](left.value, right.value))
         own = ty.scalar(kind)
         if own is None or isinstance(kind, ty.Packed):
@@ -1968,13 +1973,6 @@ def _shown(path: str) -> str:
         return str(found.resolve().relative_to(Path.cwd()))
     except ValueError:
         return path
-
-
-def _sized_int(name: str) -> ty.Int | None:
-    if len(name) < 2 or name[0] not in "iu" or not name[1:].isdigit():
-        return None
-    bits = int(name[1:])
-    return ty.Int(bits, name[0] == "i") if bits <= MAX_INT_BITS and name[1:] == str(bits) else None
 
 
 def _is_fixed(kind: Type) -> bool:

@@ -73,7 +73,7 @@ class DsdType:
 
 @dataclass(frozen=True)
 class DsrType:
-    """One of the three files of explicit DSRs."""
+    """One of the three files of explicit DSRs, XDSRs, or stride registers."""
 
     name: str
 
@@ -199,6 +199,7 @@ F16, F32 = Float(16), Float(32)
 COLOR, DIRECTION = Opaque("color"), Opaque("direction")
 INPUT_QUEUE, OUTPUT_QUEUE, UT_ID = Opaque("input_queue"), Opaque("output_queue"), Opaque("ut_id")
 LOCAL_TASK, DATA_TASK, CONTROL_TASK = Opaque("local_task_id"), Opaque("data_task_id"), Opaque("control_task_id")
+XDSR, SR = DsrType("xdsr"), DsrType("sr")
 MEM1D, MEM4D, FABIN, FABOUT = (DsdType(f"{name}_dsd") for name in ("mem1d", "mem4d", "fabin", "fabout"))
 DSR_DEST, DSR_SRC0, DSR_SRC1 = DsrType("dsr_dest"), DsrType("dsr_src0"), DsrType("dsr_src1")
 
@@ -208,7 +209,7 @@ NAMED: dict[str, Type] = {
         *(Int(bits, signed) for bits in (8, 16, 32, 64) for signed in (True, False)),
         F16, F32, BOOL, VOID, TYPE, ANYTYPE, COMPTIME_INT, COMPTIME_FLOAT, COMPTIME_STRING, COMPTIME_STRUCT, MODULE,
         ANYOPAQUE, COLOR, DIRECTION, INPUT_QUEUE, OUTPUT_QUEUE, UT_ID, LOCAL_TASK, DATA_TASK, CONTROL_TASK,
-        MEM1D, MEM4D, FABIN, FABOUT, DSR_DEST, DSR_SRC0, DSR_SRC1,
+        MEM1D, MEM4D, FABIN, FABOUT, DSR_DEST, DSR_SRC0, DSR_SRC1, XDSR, SR,
     )
 }  # fmt: skip
 
@@ -216,6 +217,19 @@ NUMBERS = (COMPTIME_INT, COMPTIME_FLOAT)
 _COMPTIME_ONLY = (
     TYPE, ANYTYPE, COMPTIME_INT, COMPTIME_FLOAT, COMPTIME_STRING, COMPTIME_STRUCT, MODULE, FIFO, ACCESS, ANYOPAQUE,
 )  # fmt: skip
+
+
+MAX_INT_BITS = 0xFFFFFF
+
+
+def named(name: str) -> Type | None:
+    """The type of a name, also `iN` and `uN` of any width."""
+    if name in NAMED:
+        return NAMED[name]
+    digits = name[1:]
+    if name[:1] not in ("i", "u") or not digits.isascii() or not digits.isdigit() or digits != str(int(digits)):
+        return None
+    return Int(int(digits), name[0] == "i") if int(digits) <= MAX_INT_BITS else None
 
 
 def align(offset: int, to: int) -> int:

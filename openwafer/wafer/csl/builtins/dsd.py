@@ -6,12 +6,12 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from openwafer.wafer.arch import NUM_COLORS, NUM_DSRS
+from openwafer.wafer.arch import NUM_COLORS
 from openwafer.wafer.csl import ast, ir
 from openwafer.wafer.csl import types as ty
 from openwafer.wafer.csl.builtins.arguments import Config, config, count, flag, in_program, known_id, number
 from openwafer.wafer.csl.builtins.tasks import completion
-from openwafer.wafer.csl.comptime import VOID, Const, DsrValue, StructValue
+from openwafer.wafer.csl.comptime import Const, StructValue
 from openwafer.wafer.csl.diagnostics import CslError
 from openwafer.wafer.csl.scope import MemoryPlace, Run, Value
 from openwafer.wafer.csl.sema import offset_by
@@ -24,7 +24,6 @@ from openwafer.wafer.isa import (
     QUAD_BIT,
     TRANSFORM_BIT,
     DsdKind,
-    DsrFile,
     Op,
     Priority,
     T,
@@ -41,7 +40,6 @@ _FABOUT = (
 )  # fmt: skip
 _SIMD_MODES = {"simd_32": PAIR_BIT, "simd_64": PAIR_BIT | QUAD_BIT, "simd_32_or_64": PAIR_BIT}
 _EXTENTS = range(0x8000)
-_OPTIONS = ("async", "activate", "unblock", "ut_id", "priority", "save_address", "single_step")
 
 
 def get_dsd(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
@@ -334,7 +332,7 @@ def _mentions(node: Any, names: tuple[str, ...]) -> bool:
     return isinstance(node, ast.Node) and any(_mentions(v, names) for k, v in vars(node).items() if k != "span")
 
 
-def _dsd(sema: Any, frame: Any, node: ast.BuiltinCall, index: int = 0) -> Value:
+def dsd_of(sema: Any, frame: Any, node: ast.BuiltinCall, index: int = 0) -> Value:
     value = sema.value(frame, node.arguments[index])
     if not isinstance(value.type, ty.DsdType):
         raise CslError(node.arguments[index].span, f"@{node.name} needs a DSD, found {value.type}")
@@ -354,7 +352,7 @@ def _whole(sema: Any, frame: Any, node: ast.BuiltinCall, allowed: range) -> Valu
 
 def increment_dsd_offset(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 3)
-    dsd = _dsd(sema, frame, node)
+    dsd = dsd_of(sema, frame, node)
     elements = _whole(sema, frame, node, range(-0x10000, 0x10000))
     size = ty.size_bytes(sema.type(frame, node.arguments[2]))
     if isinstance(dsd, Const) and isinstance(elements, Const) and dsd.value.base is not None:
@@ -369,14 +367,14 @@ def increment_dsd_offset(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any
 
 def set_dsd_base_addr(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 2)
-    dsd = _dsd(sema, frame, node)
+    dsd = dsd_of(sema, frame, node)
     address, _ = _address(sema, frame, sema.expr(frame, node.arguments[1]), node.arguments[1])
     return _at(dsd, address, 0)
 
 
 def set_dsd_length(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 2)
-    dsd = _dsd(sema, frame, node)
+    dsd = dsd_of(sema, frame, node)
     length = _whole(sema, frame, node, _EXTENTS)
     if isinstance(dsd, Const) and isinstance(length, Const):
         return Const(dsd.type, replace(dsd.value, extents=(length.value, *dsd.value.extents[1:])))
@@ -389,44 +387,11 @@ def _u16(sema: Any, value: Value, node: ast.BuiltinCall) -> ir.Expr:
 
 def set_dsd_stride(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 2)
-    dsd = _dsd(sema, frame, node)
+    dsd = dsd_of(sema, frame, node)
     stride = _whole(sema, frame, node, range(-0x80, 0x80))
     if isinstance(dsd, Const) and isinstance(stride, Const):
         return Const(dsd.type, replace(dsd.value, strides=(stride.value, *dsd.value.strides[1:])))
     return Run(dsd.type, ir.DsdWith(Op.DSDSTRIDE, sema.runtime(dsd, node.span), _u16(sema, stride, node)))
-
-
-def get_dsr(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
-    count(node, 2)
-    kind = sema.type(frame, node.arguments[0])
-    files = {ty.DSR_DEST: DsrFile.DEST, ty.DSR_SRC0: DsrFile.SRC0, ty.DSR_SRC1: DsrFile.SRC1}
-    if kind not in files:
-        raise CslError(node.arguments[0].span, f"@get_dsr needs dsr_dest, dsr_src0 or dsr_src1, found {kind}")
-    register = sema.integer(frame, node.arguments[1])
-    if not 0 <= register < NUM_DSRS:
-        raise CslError(node.arguments[1].span, f"{kind} {register} does not exist (0 to {NUM_DSRS - 1})")
-    return Const(kind, DsrValue(files[kind], register))
-
-
-def load_to_dsr(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
-    count(node, 2, 3)
-    program = in_program(sema, node)
-    register = sema.constant(frame, node.arguments[0])
-    if not isinstance(register.value, DsrValue):
-        text = f"@load_to_dsr needs a DSR, found {register.type}"
-        raise CslError(node.arguments[0].span, text, "make one with @get_dsr(dsr_dest, n)")
-    dsd = _dsd(sema, frame, node, 1)
-    options = config(sema, frame, node.arguments[2], _OPTIONS) if len(node.arguments) > 2 else {}
-    load = ir.LoadDsr(
-        DsrFile(register.value.file), register.value.register, sema.runtime(dsd, node.span),
-        flag(options, "save_address"), flag(options, "async"), completion(sema, options),
-        number(options, "ut_id", None, 0, 7), priority(options), sema.place_of(node.span),
-    )  # fmt: skip
-    if frame.is_comptime:
-        program.initial_dsr_loads.append(load)
-    else:
-        frame.out.append(load)
-    return VOID
 
 
 def priority(options: Config) -> Priority:
@@ -467,7 +432,5 @@ BUILTINS = {
     "set_dsd_base_addr": set_dsd_base_addr,
     "set_dsd_length": set_dsd_length,
     "set_dsd_stride": set_dsd_stride,
-    "get_dsr": get_dsr,
-    "load_to_dsr": load_to_dsr,
     "allocate_fifo": allocate_fifo,
 }

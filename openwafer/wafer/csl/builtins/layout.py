@@ -7,7 +7,7 @@ from typing import Any
 from openwafer.wafer.arch import NUM_COLORS, Port
 from openwafer.wafer.csl import ast
 from openwafer.wafer.csl import types as ty
-from openwafer.wafer.csl.builtins.arguments import Config, at_start, config, count, flag, known_id, number
+from openwafer.wafer.csl.builtins.arguments import Config, at_start, config, count, flag, in_program, known_id, number
 from openwafer.wafer.csl.comptime import VOID, Const, StructValue
 from openwafer.wafer.csl.diagnostics import CslError
 from openwafer.wafer.csl.ir import ColorConfig
@@ -231,6 +231,19 @@ def _filter(options: Config) -> Filter | None:
     )
 
 
+def get_filter_id(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    """The number of a color's filter: the color's own (chosen)."""
+    count(node, 1)
+    program = in_program(sema, node)
+    color = color_of(sema, frame, node.arguments[0])
+    placement = sema.compilation.placement
+    for place in (place for place, tile in placement.tiles.items() if tile is sema.tile):
+        made = {**program.colors, **placement.colors.get(place, {})}.get(color)
+        if made is None or made.filter is None:
+            raise CslError(node.arguments[0].span, f"color {color} of PE {place} has no filter")
+    return Const(ty.U16, color)
+
+
 def get_rectangle(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 0)
     width, height = sema.placement.size if sema.placement is not None else sema.compilation.size
@@ -253,4 +266,5 @@ BUILTINS = {
     "set_color_config": set_color_config,
     "set_local_color_config": set_local_color_config,
     "get_rectangle": get_rectangle,
+    "get_filter_id": get_filter_id,
 }

@@ -6,6 +6,7 @@ from typing import Any
 
 from openwafer.wafer.csl import ast, ir
 from openwafer.wafer.csl import types as ty
+from openwafer.wafer.csl.builtins import symbols
 from openwafer.wafer.csl.builtins.arguments import at_start, config, count
 from openwafer.wafer.csl.comptime import VOID, Const, PointerValue
 from openwafer.wafer.csl.diagnostics import CslError
@@ -55,6 +56,7 @@ def export_symbol(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Va
     if first is not node.span:
         raise CslError(node.span, f'"{name}" is exported twice', ("it is exported here", first))
     sema.program.symbols.append(_symbol(sema, found, name, node))
+    symbols.note(sema, found, name)
     return VOID
 
 

@@ -11,6 +11,7 @@ from openwafer.wafer.csl.comptime import (
     VOID,
     ArrayValue,
     Const,
+    DsrValue,
     PointerValue,
     StructValue,
     of_bits,
@@ -182,6 +183,8 @@ def is_same_type(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Val
 def get_int(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 1)
     value = sema.value(frame, node.arguments[0])
+    if isinstance(value.type, ty.DsrType) and isinstance(value, Const):
+        return Const(ty.U16, value.value.register if isinstance(value.value, DsrValue) else value.value)
     if not isinstance(value.type, ty.Opaque | ty.Enum | ty.Int) and value.type != ty.COMPTIME_INT:
         raise CslError(node.arguments[0].span, f"@get_int needs a color or an id, found {value.type}")
     return Const(ty.U16, value.value) if isinstance(value, Const) else Run(ty.U16, value.expr)
@@ -253,16 +256,30 @@ def field(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
 
 def strlen(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 1)
-    return Const(ty.COMPTIME_INT, len(sema.string(frame, node.arguments[0]).encode()))
+    return Const(ty.COMPTIME_INT, len(_bytes_of(sema.string(frame, node.arguments[0]))))
+
+
+def _bytes_of(text: str) -> bytes:
+    """The bytes of a string, of which some may be no character."""
+    return text.encode(errors="surrogateescape")
+
+
+def get_string_from_byte(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+    count(node, 1)
+    byte = sema.integer(frame, node.arguments[0])
+    if not 0 <= byte <= 255:
+        raise CslError(node.arguments[0].span, f"{byte} is no byte (0 to 255)")
+    return Const(ty.COMPTIME_STRING, bytes([byte]).decode(errors="surrogateescape"))
 
 
 def strcat(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
-    return Const(ty.COMPTIME_STRING, "".join(sema.string(frame, a) for a in node.arguments))
+    joined = b"".join(_bytes_of(sema.string(frame, a)) for a in node.arguments)
+    return Const(ty.COMPTIME_STRING, joined.decode(errors="surrogateescape"))
 
 
 def get_array(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 1)
-    data = sema.string(frame, node.arguments[0]).encode()
+    data = _bytes_of(sema.string(frame, node.arguments[0]))
     return Const(ty.Array((len(data),), ty.U8), ArrayValue(len(data), tuple(data)))
 
 
@@ -328,8 +345,10 @@ BUILTINS = {
     "strlen": strlen,
     "strcat": strcat,
     "get_array": get_array,
+    "get_string_from_byte": get_string_from_byte,
     "is_comptime": is_comptime,
     "random16": random16,
     "get_config": get_config,
     "set_config": set_config,
+    "set_config_unchecked": set_config,
 }

@@ -7,7 +7,7 @@ from typing import Any
 from openwafer.wafer.arch import NUM_COLORS, NUM_CONTROL_TASKS, NUM_MICROTHREADS, TEARDOWN_TASK_ID
 from openwafer.wafer.csl import ast, ir
 from openwafer.wafer.csl import types as ty
-from openwafer.wafer.csl.builtins.arguments import at_run_time, at_start, config, count, in_program, known_id
+from openwafer.wafer.csl.builtins.arguments import at_run_time, at_start, config, count, in_program, known_id, number
 from openwafer.wafer.csl.comptime import VOID, Const
 from openwafer.wafer.csl.diagnostics import CslError
 from openwafer.wafer.csl.scope import FunctionValue, Run, Value
@@ -53,24 +53,36 @@ def _task(sema: Any, frame: Any, node: ast.BuiltinCall, kind: TaskKind, allowed:
     """The task and the id that it is bound to from here on."""
     count(node, 2)
     at_start(sema, frame, node)
-    found = sema.constant(frame, node.arguments[0])
-    if not isinstance(found.value, FunctionValue):
-        raise CslError(node.arguments[0].span, f"expected the name of a task, found a value of type {found.type}")
-    declaration = found.value.declaration
-    if not declaration.is_task:
-        span = node.arguments[0].span
-        declared = ("a task is declared with task, not fn", declaration.span)
-        raise CslError(span, f"expected the name of a task, {declaration.name} is a function", declared)
-    key = (id(found.value.instance), declaration.name)
+    function = task_function(sema, frame, node.arguments[0])
+    name = function.declaration.name
+    key = id(function.instance), name
     before = sema.bindings.get(key)
     sema.bindings[key] = (kind, None, node.span)  # known even if what follows has an error
     value = sema.constant(frame, node.arguments[1])
-    number = known_id(value, node.arguments[1], f"the id of {declaration.name}", allowed, _ID_TYPES[kind])
+    number = known_id(value, node.arguments[1], f"the id of {name}", allowed, _ID_TYPES[kind])
     if before is not None:
-        raise CslError(node.span, f"{declaration.name} is bound twice", ("it is bound here already", before[2]))
-    _check_free(sema, node, declaration.name, kind, number)
+        raise CslError(node.span, f"{name} is bound twice", ("it is bound here already", before[2]))
+    bind(sema, node, function, kind, number)
+    return function, number
+
+
+def task_function(sema: Any, frame: Any, argument: ast.Expr) -> FunctionValue:
+    """A task by its name."""
+    found = sema.constant(frame, argument)
+    if not isinstance(found.value, FunctionValue):
+        raise CslError(argument.span, f"expected the name of a task, found a value of type {found.type}")
+    declaration = found.value.declaration
+    if not declaration.is_task:
+        declared = ("a task is declared with task, not fn", declaration.span)
+        raise CslError(argument.span, f"expected the name of a task, {declaration.name} is a function", declared)
+    return found.value
+
+
+def bind(sema: Any, node: ast.BuiltinCall, function: FunctionValue, kind: TaskKind, number: int) -> None:
+    """Give a task its id."""
+    key = id(function.instance), function.declaration.name
+    _check_free(sema, node, function.declaration.name, kind, number)
     sema.bindings[key] = (kind, number, node.span)
-    return found.value, number
 
 
 def _check_free(sema: Any, node: ast.BuiltinCall, name: str, kind: TaskKind, number: int) -> None:
@@ -87,7 +99,8 @@ def _check_free(sema: Any, node: ast.BuiltinCall, name: str, kind: TaskKind, num
 _ID_TYPES = {TaskKind.LOCAL: ty.LOCAL_TASK, TaskKind.DATA: ty.DATA_TASK, TaskKind.CONTROL: ty.CONTROL_TASK}
 
 
-def _lower(sema: Any, function: FunctionValue) -> ir.Function:
+def lower(sema: Any, function: FunctionValue) -> ir.Function:
+    """The IR of a task."""
     kinds = sema.function_type(function.instance, function.declaration).parameters
     names = [p.name for p in function.declaration.parameters]
     return sema.lower(function, {}, dict(zip(names, kinds, strict=True)), ty.VOID)
@@ -102,40 +115,44 @@ def bind_local_task(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> 
     if function.declaration.parameters:
         declared = ("declared here", function.declaration.span)
         raise CslError(node.span, f"a local task takes no arguments; {function.declaration.name} does", declared)
-    sema.later.append(lambda: sema.program.tasks.append(ir.Task(TaskKind.LOCAL, number, _lower(sema, function))))
+    sema.later.append(lambda: sema.program.tasks.append(ir.Task(TaskKind.LOCAL, number, lower(sema, function))))
     return VOID
 
 
-def _data_ids(arch: Any) -> range:
+def data_ids(arch: Any) -> range:
     """Input queues or colors."""
     return range(arch.num_input_queues) if arch.data_task_is_queue else range(NUM_COLORS)
 
 
-def _wavelet_task(kind: TaskKind) -> Any:
-    def bind(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
-        allowed = range(NUM_CONTROL_TASKS) if kind == TaskKind.CONTROL else _data_ids(sema.arch)
-        function, number = _task(sema, frame, node, kind, allowed)
-        kinds = sema.function_type(function.instance, function.declaration).parameters
-        bits = tuple(ty.size_bytes(k) * 8 for k in kinds)
-        for k, size in zip(kinds, bits, strict=True):
-            if isinstance(k, ty.Int) and k.bits != size:
-                raise CslError(node.span, f"a task takes no argument of type {k}; use one of 8, 16 or 32 bits")
-        limit = 32 if kind == TaskKind.DATA else 16
-        declared = ("declared here", function.declaration.span)
-        for own in kinds:
-            if ty.scalar(own) is None:
-                text = f"{function.declaration.name} takes a {own}; a wavelet brings integers, floats, bools and ids"
-                raise CslError(node.span, text, declared)
-        if sum(bits) > limit:
-            text = f"{function.declaration.name} takes {sum(bits)} bits of arguments; a wavelet brings {limit}"
+def wavelet_arguments(
+    sema: Any, node: ast.BuiltinCall, function: FunctionValue, kind: TaskKind
+) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Widths and signs of what a wavelet brings to a task."""
+    kinds = sema.function_type(function.instance, function.declaration).parameters
+    bits = tuple(ty.size_bytes(k) * 8 for k in kinds)
+    name, declared = function.declaration.name, ("declared here", function.declaration.span)
+    for own, size in zip(kinds, bits, strict=True):
+        if isinstance(own, ty.Int) and own.bits != size:
+            raise CslError(node.span, f"a task takes no argument of type {own}; use one of 8, 16 or 32 bits", declared)
+        if ty.scalar(own) is None:
+            text = f"{name} takes a {own}; a wavelet brings integers, floats, bools and ids"
             raise CslError(node.span, text, declared)
-        signed = tuple(isinstance(k, ty.Int) and k.signed for k in kinds)
-        sema.later.append(
-            lambda: sema.program.tasks.append(ir.Task(kind, number, _lower(sema, function), bits, signed))
-        )
+    limit = 32 if kind == TaskKind.DATA else 16
+    if sum(bits) > limit:
+        text = f"{name} takes {sum(bits)} bits of arguments; a wavelet brings {limit}"
+        raise CslError(node.span, text, declared)
+    return bits, tuple(isinstance(k, ty.Int) and k.signed for k in kinds)
+
+
+def _wavelet_task(kind: TaskKind) -> Any:
+    def bind_task(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+        allowed = range(NUM_CONTROL_TASKS) if kind == TaskKind.CONTROL else data_ids(sema.arch)
+        function, number = _task(sema, frame, node, kind, allowed)
+        bits, signed = wavelet_arguments(sema, node, function, kind)
+        sema.later.append(lambda: sema.program.tasks.append(ir.Task(kind, number, lower(sema, function), bits, signed)))
         return VOID
 
-    return bind
+    return bind_task
 
 
 def completion(sema: Any, options: Any) -> ir.Completion:
@@ -217,11 +234,16 @@ def initialize_queue(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) ->
     program = at_start(sema, frame, node)
     queue = sema.constant(frame, node.arguments[0])
     more = node.arguments[1:]
-    options = config(sema, frame.comptime(), more[0], ("color", "priority")) if more else {}
+    options = config(sema, frame.comptime(), more[0], ("color", "priority", "ctrl_table_id")) if more else {}
     if queue.type not in (ty.INPUT_QUEUE, ty.OUTPUT_QUEUE):
         raise CslError(
             node.arguments[0].span, f"@initialize_queue needs a queue, found {queue.type}", "use @get_input_queue(n)"
         )
+    if "ctrl_table_id" in options:
+        if not sema.arch.data_task_is_queue or queue.type != ty.INPUT_QUEUE:
+            raise CslError(node.span, ".ctrl_table_id belongs to an input queue of WSE-3")
+        if number(options, "ctrl_table_id"):
+            raise CslError(node.span, "not supported yet: .ctrl_table_id other than 0; all queues share one table")
     if "color" in options:
         color = known_id(*options["color"], "the color of a queue", range(NUM_COLORS), ty.COLOR)
         colors = program.input_queue_colors if queue.type == ty.INPUT_QUEUE else program.output_queue_colors
@@ -250,7 +272,7 @@ def _handler(sys_pending: Sys) -> Any:
         sema.handlers[sys_pending.name, number] = None  # pyright: ignore[reportArgumentType]
 
         def make() -> None:
-            sema.handlers[sys_pending.name, number] = _lower(sema, function)
+            sema.handlers[sys_pending.name, number] = lower(sema, function)
 
         sema.later.append(make)
         if first:
@@ -263,8 +285,8 @@ def _handler(sys_pending: Sys) -> Any:
 def _system_task(sema: Any) -> None:
     """Task 29: calls the handler of everything that is pending."""
     body: list[ir.Stmt] = []
-    for (name, number), handler in sema.handlers.items():
-        query = ir.SysQuery(Sys[name], ir.Const(number, T.U16))
+    for (name, which), handler in sema.handlers.items():
+        query = ir.SysQuery(Sys[name], ir.Const(which, T.U16))
         body.append(ir.If(query, [ir.Evaluate(ir.Call(handler, []))], []))
     function = ir.Function("system task 29", [], ir.Special.VOID, body)
     sema.program.functions.append(function)
