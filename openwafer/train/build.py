@@ -9,10 +9,10 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from openwafer.models import CEREBRAS_GPT, DecoderConfig
+from openwafer.models.interchange.modelzoo_config import decoder_of
 from openwafer.streaming.lion import Lion
 from openwafer.train.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from openwafer.train.group_scheduler import GroupScheduler
-from openwafer.train.modelzoo.decoder import decoder_of
 from openwafer.train.param_groups import param_groups
 from openwafer.train.schedules import Driven
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 from openwafer.base.units import parse_bytes
-from openwafer.train.modelzoo.model_section import ModelSection
+from openwafer.models.interchange.modelzoo_section import ModelSection
 from openwafer.train.schedules import Driven, dump_schedule, parse_driven
 
 Preset = Literal[
