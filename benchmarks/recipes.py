@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=8, help="of a step in the first phase")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--text-bytes", type=int, default=4_000_000)
-    parser.add_argument("--memory", default="640MiB", help="budget of the streamed side")
+    parser.add_argument("--memory", default="768MiB", help="budget of the streamed side")
     parser.add_argument("--results", type=Path, default=report.RESULTS)
     args = parser.parse_args()
     sizes = (args.width, args.layers, VOCAB_SIZE, args.context, args.sequences, args.steps)
