@@ -5,7 +5,8 @@ Run: python benchmarks/recipes.py            (about 10 minutes on 2 cores; write
 BTLM and Cerebras-GPT at reduced width with everything else as published: muP, ALiBi and SwiGLU or learned positions,
 AdamW, clipping, warm-up and decay, and BTLM's change to four times the context at a quarter of the sequences. The
 text is the source of the Python standard library. `fit` reads a ModelZoo trainer file and streams from disk; the
-other side is a loop over torch's own classes: no part of the engine, the store or the schedule code is in it.
+other side is a loop over torch's own classes: no part of the engine, the store or the schedules is in it. Samples
+are shuffled alike.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from rich.console import Console
 
 from openwafer.base.events import read_steps
 from openwafer.data import Hdf5Samples
+from openwafer.data.permutation import Permutation
 from openwafer.data.prepare import prepare_hdf5
 from openwafer.models import Decoder
 from openwafer.models.interchange.modelzoo_config import decoder_of
@@ -38,6 +40,7 @@ from openwafer.train.read_config import read_config
 from openwafer.view.style import CYCLE, STYLE
 
 VOCAB_SIZE = 2048
+SHUFFLE_SEED = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +111,10 @@ def cerebras_gpt(width: int, layers: int, vocab_size: int, context: int, sequenc
         "loss_scaling": "num_tokens",
     }
     phases = ((context, sequences, steps // 2), (context, sequences * 3 // 2, steps))
-    return Recipe("Cerebras-GPT", model, 6e-3, 6e-4, max(2, steps // 20), phases, 2)
+    return Recipe("Cerebras-GPT", model, 2e-3, 2e-4, max(2, steps // 20), phases, 2)
 
 
-def trainer_file(recipe: Recipe, data: dict[int, Path], run: Path) -> list[dict[str, Any]]:
+def trainer_file(recipe: Recipe, data: Path, run: Path) -> list[dict[str, Any]]:
     """The recipe in ModelZoo's form, a trainer a phase, in fp32."""
     total = recipe.phases[-1][2]
     decay = {
@@ -142,15 +145,17 @@ def trainer_file(recipe: Recipe, data: dict[int, Path], run: Path) -> list[dict[
         }
         loader = {
             "data_processor": "GptHDF5MapDataProcessor",
-            "data_dir": str(data[context]),
+            "data_dir": str(data),
+            "max_sequence_length": context,
             "batch_size": sequences,
-            "shuffle": False,
+            "shuffle": True,
+            "shuffle_seed": SHUFFLE_SEED,
         }
         trainers.append({"trainer": {"init": init, "fit": {"train_dataloader": loader}}})
     return trainers
 
 
-def streamed(recipe: Recipe, data: dict[int, Path], folder: Path, memory: str | None) -> tuple[list[float], dict]:
+def streamed(recipe: Recipe, data: Path, folder: Path, memory: str | None) -> tuple[list[float], dict]:
     """The losses of `openwafer fit`, and the parameters of the last step."""
     file = folder / "params.yaml"
     file.write_text(yaml.safe_dump(trainer_file(recipe, data, folder / "run")), encoding="utf-8")
@@ -162,7 +167,7 @@ def streamed(recipe: Recipe, data: dict[int, Path], folder: Path, memory: str | 
     return [record.loss for record in read_steps(config.run / "events.jsonl")], state
 
 
-def plain(recipe: Recipe, data: dict[int, Path], folder: Path) -> tuple[list[float], dict]:
+def plain(recipe: Recipe, data: Path, folder: Path) -> tuple[list[float], dict]:
     """The same in a plain loop: one module, one torch.optim.AdamW, one backward a micro-batch."""
     file = folder / "plain.yaml"
     file.write_text(yaml.safe_dump(trainer_file(recipe, data, folder / "unused")), encoding="utf-8")
@@ -175,11 +180,12 @@ def plain(recipe: Recipe, data: dict[int, Path], folder: Path) -> tuple[list[flo
     place, before = 0, None
     for context, sequences, last in recipe.phases:
         place = place if context == before else 0
-        samples, before = Hdf5Samples([data[context]]), context
+        samples, before = Hdf5Samples([data], context), context
+        order = Permutation(len(samples), SHUFFLE_SEED, 0)
         while len(losses) < last:
             for group in optimizer.param_groups:
                 group["lr"] = plain_rate(recipe, len(losses)) * group["share"]
-            rows = [torch.from_numpy(samples.read(place + row)) for row in range(sequences)]
+            rows = [torch.from_numpy(samples.read(order[place + row])) for row in range(sequences)]
             place += sequences
             losses.append(plain_step(model, optimizer, torch.stack(rows), recipe.micro_batch_size))
     return losses, {name: tensor.detach() for name, tensor in model.state_dict().items()}
@@ -223,17 +229,14 @@ def plain_step(model: Decoder, optimizer: torch.optim.Optimizer, rows: torch.Ten
     return float(torch.stack(losses).sum())
 
 
-def text_samples(folder: Path, contexts: set[int], vocab_size: int, text_bytes: int) -> dict[int, Path]:
-    """The standard library's source as HDF5 samples, by context."""
-    sources, made, tokenizer = standard_library(text_bytes), {}, None
-    for context in sorted(contexts):
-        made[context] = folder / f"text-{context}"
-        prepare_hdf5(sources, made[context], "sample", context, tokenizer=tokenizer, vocab_size=vocab_size)
-        tokenizer = made[context] / "tokenizer.json"
-    return made
+def text_corpus(folder: Path, vocab_size: int, text_bytes: int) -> Path:
+    """The standard library's source in ModelZoo's corpus form, which is cut into any context as it is read."""
+    out = folder / "text"
+    prepare_hdf5(standard_library(text_bytes), out, "corpus", vocab_size=vocab_size)
+    return out
 
 
-def compare(recipe: Recipe, data: dict[int, Path], folder: Path, memory: str | None) -> dict[str, Any]:
+def compare(recipe: Recipe, data: Path, folder: Path, memory: str | None) -> dict[str, Any]:
     """Both sides of one recipe, and whether they are equal."""
     folder.mkdir()
     began = time.monotonic()
@@ -269,8 +272,7 @@ def main() -> None:
     recipes = [btlm(*sizes), cerebras_gpt(*sizes)]
     facts = report.provenance()
     with tempfile.TemporaryDirectory(prefix="recipes-") as scratch:
-        contexts = {context for recipe in recipes for context, _, _ in recipe.phases}
-        data = text_samples(Path(scratch), contexts, VOCAB_SIZE, args.text_bytes)
+        data = text_corpus(Path(scratch), VOCAB_SIZE, args.text_bytes)
         outcomes = [compare(recipe, data, Path(scratch) / recipe.name, args.memory) for recipe in recipes]
     table = report_table(outcomes)
     print(table)
