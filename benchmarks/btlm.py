@@ -3,7 +3,7 @@
 Run: python benchmarks/btlm.py                    (2,646,255,744 parameters under 8 GiB; 75 GB of disk)
      python benchmarks/btlm.py --model hidden_size=256 num_layers=4 num_heads=4 --memory 1GiB   (to try it)
 
-Model, initial weights, optimizer, clipping, muP and learning rates are the published ones (arXiv 2309.11568); a step
+Model, initial weights, optimizer, clipping, muP and learning rates are those of ModelZoo's published file; a step
 is one sequence of 2,048 tokens of the Python standard library's source, where the recipe has 1,920. What each step
 took stands beside what the plan said before the first. The first step finds new files, whose holes cost the disk
 nothing to read, and nothing to update from a step before; the plan is for the others.
@@ -40,7 +40,7 @@ DISK_BYTES_PER_PARAMETER = 28
 """Two slots of parameters and two moments, and gradients, all fp32: 2 * 12 + 4."""
 DISK_MARGIN_BYTES = 2_000_000_000
 LEARNING_RATE, END_LEARNING_RATE, WARMUP_STEPS, DECAY_STEPS = 0.012, 0.00010198, 95, 159541
-"""Of the published recipe. Source: arXiv 2309.11568; ModelZoo 2.10."""
+"""Of the published recipe. Source: ModelZoo 2.10, `params_btlm_2p7b_8k.yaml`."""
 TEXT_BYTES = 4_000_000
 VOCAB_SIZE = 8192
 

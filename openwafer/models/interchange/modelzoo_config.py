@@ -143,8 +143,8 @@ def _deviations(section: ModelSection, config: DecoderConfig) -> dict[str, float
     """Standard deviations by group of weights.
 
     Source: ModelZoo 2.10's documentation of the initializers and of muP (arXiv 2203.03466, table 8). One difference:
-    under muP, where ffn_output_layer_initializer is left out, the MLP's output follows output_layer_initializer, as
-    in BTLM's published table (arXiv 2309.11568); release 2.10 itself falls back to initializer_range there.
+    under muP, where ffn_output_layer_initializer is left out, the MLP's output follows output_layer_initializer (chosen:
+    so it is without muP, and in the configs before 2.3); release 2.10 itself falls back to initializer_range there.
     """
     base = (section.initializer or section).std
     given, ffn_given = section.output_layer_initializer, section.ffn_output_layer_initializer
