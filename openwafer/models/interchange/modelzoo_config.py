@@ -143,7 +143,7 @@ def _deviations(section: ModelSection, config: DecoderConfig) -> dict[str, float
     """Standard deviations by group of weights.
 
     Source: ModelZoo 2.10's documentation of the initializers and of muP (arXiv 2203.03466, table 8). One difference:
-    under muP, where ffn_output_layer_initializer is left out, the MLP's output follows output_layer_initializer (chosen:
+    under muP, where ffn_output_layer_initializer is left out, the MLP's output has output_layer_initializer (chosen:
     so it is without muP, and in the configs before 2.3); release 2.10 itself falls back to initializer_range there.
     """
     base = (section.initializer or section).std
