@@ -4,6 +4,7 @@
 #   make check     format, lint, types, floors
 #   make bench     the measurements of README.md (long); DEEPSPEED_PYTHON=VENV/bin/python for its rows, see benchmarks/peers.py
 #   make conformance EXAMPLES=path/to/csl-examples   the public CSL examples, one row each
+#   make modelzoo FILES=path/to/modelzoo/src   its published trainer files, unmodified, one row each
 #   make sanitize  the CSL tests with the fast engine built under ASan and UBSan (gcc or clang)
 #   make bench-gpu tests and measurements that need a CUDA device
 #
@@ -18,7 +19,7 @@ EXTRAS    := dev,hf,keras,parquet,tensorboard,cerebras,gguf
 # Keras picks its backend when it is imported.
 export KERAS_BACKEND ?= torch
 
-.PHONY: all demo test check bench bench-gpu conformance sanitize clean
+.PHONY: all demo test check bench bench-gpu conformance modelzoo sanitize clean
 
 all: check test
 
@@ -44,6 +45,9 @@ bench-gpu: $(READY)
 
 conformance: $(READY)
 	$(BIN)/python -m openwafer.wafer.conformance $(EXAMPLES)
+
+modelzoo: $(READY)
+	$(BIN)/python -m openwafer.train.modelzoo.published $(FILES)
 
 SANITIZED := build/_core_sanitized.so
 CORE      := openwafer/wafer/sim/core

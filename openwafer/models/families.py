@@ -39,7 +39,7 @@ def _btlm(base_ffn_size: float, **sizes) -> DecoderConfig:
 BTLM: dict[str, DecoderConfig] = {
     "3b-8k": _btlm(682.6, num_layers=32, hidden_size=2560, num_heads=32, ffn_size=6826, max_positions=8192),
 }
-"""BTLM-3B-8K: 2,646,255,744 parameters. Source: arXiv 2309.11568; ModelZoo `params_btlm_2p7b_8k.yaml`."""
+"""BTLM-3B-8K: 2,646,255,744 parameters. Source of the sizes: ModelZoo `params_btlm_2p7b_8k.yaml`; arXiv 2309.11568."""
 
 JAIS: dict[str, DecoderConfig] = {
     "13b": _btlm(682.65, num_layers=40, hidden_size=5120, num_heads=40, ffn_size=13653, vocab_size=84992),

@@ -75,8 +75,8 @@ TABLE: tuple[Row, ...] = (
     Row("*mlp.gate.weight", lambda c: TruncatedNormal(c.hidden_init_std), "ModelZoo `initializer`"),
     Row("*mlp.router.weight", lambda c: TruncatedNormal(c.init_std), "ModelZoo `gate_initializer`"),
     Row("*attn.out.weight", lambda c: TruncatedNormal(c.output_init_std), "Radford et al. 2019, section 2.3"),
-    # ModelZoo 2.10 under muP starts from `initializer_range` here unless `ffn_output_layer_initializer` is given; the
-    # published models (arXiv 2309.11568, table 6) scale their one initial deviation.
+    # ModelZoo 2.10 under muP starts from `initializer_range` here unless `ffn_output_layer_initializer` is set. Chosen:
+    # the deviation that the config names for the layer's other output, as its configs before 2.3 do for both.
     Row("*mlp.down.weight", lambda c: TruncatedNormal(c.ffn_output_init_std), "Radford et al. 2019, section 2.3"),
 )
 """First match wins."""

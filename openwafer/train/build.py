@@ -1,6 +1,5 @@
 """From the configuration's sections to the objects they describe: decoder shape, optimizer, learning rate."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -8,15 +7,14 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from openwafer.models import CEREBRAS_GPT, DecoderConfig
+from openwafer.models import FAMILIES, DecoderConfig
+from openwafer.models.interchange.modelzoo_config import decoder_of
 from openwafer.streaming.lion import Lion
 from openwafer.train.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from openwafer.train.group_scheduler import GroupScheduler
-from openwafer.train.modelzoo.decoder import decoder_of
 from openwafer.train.param_groups import param_groups
 from openwafer.train.schedules import Driven
 
-_FAMILY = "cerebras-gpt-"
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "adam": torch.optim.Adam,
@@ -34,12 +32,15 @@ def decoder_config(model: ModelConfig) -> DecoderConfig:
     fields = {name: value for name, value in given.items() if value is not None}
     if model.preset is None:
         return DecoderConfig(**fields)
-    base = CEREBRAS_GPT[model.preset.removeprefix(_FAMILY)]
-    if "hidden_size" in fields and "ffn_size" not in fields:
-        fields["ffn_size"] = None  # four times the new size, not the preset's
+    base = FAMILIES[model.preset]
+    if "hidden_size" in fields:  # the MLP, and key heads beside query heads, keep the preset's proportions
+        fields.setdefault("ffn_size", round(base.ffn_size * fields["hidden_size"] / base.hidden_size))
+    if "num_heads" in fields:
+        groups = base.num_heads // base.num_kv_heads
+        fields.setdefault("num_kv_heads", max(1, fields["num_heads"] // groups))
     if "num_layers" in fields:
         fields["output_init_std"] = None  # follows the depth
-    return dataclasses.replace(base, **fields)
+    return base.resized(**fields)
 
 
 def make_optimizer(

@@ -6,24 +6,17 @@ are frozen. Reading files and naming what is wrong in them is `read_config`'s; t
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 from openwafer.base.units import parse_bytes
-from openwafer.train.modelzoo.model_section import ModelSection
+from openwafer.models.families import FAMILIES
+from openwafer.models.interchange.modelzoo_section import ModelSection
 from openwafer.train.schedules import Driven, dump_schedule, parse_driven
 
-Preset = Literal[
-    "cerebras-gpt-111m",
-    "cerebras-gpt-256m",
-    "cerebras-gpt-590m",
-    "cerebras-gpt-1.3b",
-    "cerebras-gpt-2.7b",
-    "cerebras-gpt-6.7b",
-    "cerebras-gpt-13b",
-]
-PRESETS: tuple[str, ...] = get_args(Preset)
+PRESETS: tuple[str, ...] = tuple(FAMILIES)
+"""Published models by name, such as cerebras-gpt-111m-mup or llama-3.1-8b."""
 
 STORE = "store"
 """Where a run's parameter store is, in its folder, unless it is given a place of its own."""
@@ -46,6 +39,13 @@ def _is_size(size: str | int) -> str | int:
     return size
 
 
+def _is_preset(name: str) -> str:
+    if name not in FAMILIES:
+        raise ValueError(f"{name!r} is no preset; choose one of {', '.join(PRESETS)}")
+    return name
+
+
+Preset = Annotated[str, AfterValidator(_is_preset)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Size = Annotated[str | int, AfterValidator(_is_size)]
@@ -66,6 +66,7 @@ class ModelConfig(Section):
     hidden_size: PositiveInt | None = None
     num_layers: PositiveInt | None = None
     num_heads: PositiveInt | None = None
+    num_kv_heads: PositiveInt | None = None
     ffn_size: PositiveInt | None = None
     max_positions: PositiveInt | None = None
     dropout: Share | None = None

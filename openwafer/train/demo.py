@@ -134,13 +134,13 @@ def _prepare(plan: Plan, shards: Path, console: Console) -> None:
         _say(console, f"Using the tokens prepared before in {shards}.")
         return
     started = time.monotonic()
-    sources = _standard_library(plan.text_bytes)
+    sources = standard_library(plan.text_bytes)
     _say(console, f"Preparing the source of the Python standard library: {len(sources)} files, training a tokenizer.")
     tokens = prepare(sources, shards, vocab_size=plan.vocab_size)
     _say(console, f"{format_count(len(tokens))} tokens in {format_seconds(time.monotonic() - started)}.")
 
 
-def _standard_library(limit_bytes: int) -> list[Path]:
+def standard_library(limit_bytes: int) -> list[Path]:
     """Python files of the standard library, its tests and installed packages left out, up to a total size."""
     root = Path(sysconfig.get_paths()["stdlib"])
     # Tables of character sets are no text.

@@ -2,16 +2,16 @@ import pytest
 import torch
 from torch import nn
 
-from openwafer.models import CEREBRAS_GPT, num_parameters
+from openwafer.models import FAMILIES, num_parameters
 from openwafer.streaming.lion import Lion
 from openwafer.train.build import decoder_config, learning_rate_factor, make_optimizer, make_scheduler
 from openwafer.train.config import PRESETS, ModelConfig, OptimizerConfig, ScheduleConfig
 
 
 def test_every_preset_is_a_member_of_the_family():
-    assert [preset.removeprefix("cerebras-gpt-") for preset in PRESETS] == list(CEREBRAS_GPT)
+    assert list(PRESETS) == list(FAMILIES)
     for preset in PRESETS:
-        assert decoder_config(ModelConfig(preset=preset)) == CEREBRAS_GPT[preset.removeprefix("cerebras-gpt-")]
+        assert decoder_config(ModelConfig(preset=preset)) == FAMILIES[preset]
 
 
 def test_fields_override_a_preset_and_what_follows_from_them_follows():

@@ -44,7 +44,7 @@ def test_the_configurations_are_valid(plan, tmp_path):
 
 
 def test_the_text_is_the_standard_librarys_own():
-    files = demo._standard_library(300_000)
+    files = demo.standard_library(300_000)
     assert len(files) > 3
     assert sum(path.stat().st_size for path in files) <= 300_000
     assert all(path.suffix == ".py" and "site-packages" not in path.parts for path in files)

@@ -1,175 +1,167 @@
 """The model section of a ModelZoo YAML and our `DecoderConfig`, both ways.
 
-Only what fixes the module; trainer, optimizer and data belong to the recipe. A key that changes what the model computes
-is understood or refused by name. Facts: ModelZoo 2.10, `models/nlp/gpt2/gpt2_model.py`.
+Only what fixes the module and its initial weights; trainer, optimizer and data belong to the recipe. Facts: ModelZoo
+2.10, `models/nlp/gpt2/gpt2_model.py`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from openwafer.base.errors import CheckpointError
-from openwafer.models.config import (
-    Activation,
-    Alibi,
-    DecoderConfig,
-    Experts,
-    Learned,
-    MuP,
-    Positions,
-    RopeScaling,
-    Rotary,
-    Scaling,
+from openwafer.base.errors import CheckpointError, ConfigError
+from openwafer.models.config import Alibi, DecoderConfig, Experts, Learned, MuP, Positions, RopeScaling, Rotary
+from openwafer.models.interchange.modelzoo_section import (
+    ACTIVATIONS,
+    MixtureOfExperts,
+    ModelSection,
+    PositionExtras,
+    checkpoint_section,
 )
 
-NAMES = ("gpt2", "gpt3", "btlm", "jais", "llama", "mistral", "mixtral")
-
-_ACTIVATIONS: dict[str, Activation] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-    "swiglu": "swiglu",
-    "geglu": "geglu",
-    "reglu": "reglu",
-}
-_SCALINGS: dict[str, Scaling] = {"linear": "linear", "yarn": "yarn", "YaRN": "yarn", "llama3": "llama3"}
-_NOT_BUILT = {
-    "attention_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "attention_qk_norm_layer": None,
-    "attention_chunk_size": None,
-    "attention_vertical_column_spacing": None,
-    "fixed_sparse_attention": None,
-    "embedding_layer_norm": False,
-    "norm_first_sandwich": False,
-    "scale_qk_dot_by_layer_idx": False,
-    "sliding_window_every_other_decoder_layer": False,
-    "alibi_trainable_slopes": False,
-    "use_bias_in_output": False,
-    "use_sink_token": False,
-    "position_embedding_offset": 0,
-    "num_extra_input_vocab_tokens": 0,
-    "rel_distance_mode": "default",
-    "cross_attention_layers": [],
-}
-"""Keys that change what the model computes, and the values with which they do not."""
+_LLAMA3_POSITIONS = 8192
+"""Of llama3 scaling where a section names none. Source: ModelZoo 2.10."""
 
 
 def from_modelzoo(model: Mapping[str, Any], source: str) -> DecoderConfig:
-    """The decoder that a model section describes.
+    """The decoder whose weights a checkpoint with this model section has.
 
     Raises:
         CheckpointError: it is none of ours, or something in it is not built here.
     """
-    model = {name: value for name, value in model.items() if value is not None}
-    if str(model.get("name", "gpt2")).lower() not in NAMES:
-        raise CheckpointError(f"{source}: the model is {model['name']!r}; {', '.join(NAMES)} are read")
-    for name, harmless in _NOT_BUILT.items():
-        if model.get(name, harmless) != harmless:
-            raise CheckpointError(f"{source}: model.{name} is {model[name]!r}, which is not built here")
     try:
-        return _decoder(model)
-    except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        what = f"lacks {error}" if isinstance(error, KeyError) else f"does not describe a decoder: {error}"
-        raise CheckpointError(f"{source}: the model section {what}") from error
+        return _parts(checkpoint_section(model))
+    except (ValueError, ConfigError) as error:
+        raise CheckpointError(f"{source}: {error}") from error
 
 
-def _decoder(model: Mapping[str, Any]) -> DecoderConfig:
-    hidden, heads = model["hidden_size"], model["num_heads"]
-    grouped = model.get("attention_module", "aiayn_attention") == "multiquery_attention"
-    groups = dict(model.get("extra_attention_params", {})).get("num_kv_groups", 1)
-    inner = model.get("attention_inner_dim", hidden)
-    if inner % heads:
-        raise ValueError(f"attention_inner_dim {inner} is not a multiple of num_heads {heads}")
+def decoder_of(section: ModelSection) -> DecoderConfig:
+    """The decoder that a section describes, with the initial weights that it asks for."""
+    config = _parts(section)
+    return dataclasses.replace(config, **_deviations(section, config))
+
+
+def _parts(section: ModelSection) -> DecoderConfig:
     return DecoderConfig(
-        hidden_size=hidden,
-        num_layers=model["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=groups if grouped else heads,
-        head_dim=inner // heads,
-        ffn_size=model["filter_size"],
-        vocab_size=model.get("vocab_size", 50257),
-        max_positions=model.get("max_position_embeddings", 1024),
-        positions=_positions(model),
-        window=model.get("attention_sliding_window_length"),
-        sink_tokens=model.get("attention_sink_tokens", 0),
-        norm=model.get("norm_type", "layernorm"),
-        layer_norm_eps=model.get("layer_norm_epsilon", 1e-5),
-        activation=_ACTIVATIONS[model.get("nonlinearity", "gelu")],
-        experts=_experts(model.get("moe") or model.get("moe_params") or {}),
-        qkv_bias=model.get("use_projection_bias_in_attention", True),
-        attention_out_bias=model.get("use_ffn_bias_in_attention", True),
-        mlp_bias=model.get("use_ffn_bias", True),
-        dropout=model.get("dropout_rate", 0.1),
-        tie_embeddings=model.get("share_embedding_weights", True),
-        mup=_mup(model),
+        hidden_size=section.hidden_size,
+        num_layers=section.num_hidden_layers,
+        num_heads=section.num_heads,
+        num_kv_heads=section.num_kv_heads,
+        head_dim=section.head_dim,
+        ffn_size=section.filter_size,
+        vocab_size=section.vocab_size,
+        max_positions=section.max_position_embeddings,
+        positions=_positions(section),
+        window=section.attention_sliding_window_length,
+        sink_tokens=section.attention_sink_tokens or 0,
+        norm=section.norm_type,
+        layer_norm_eps=section.layer_norm_epsilon,
+        activation=ACTIVATIONS[section.nonlinearity],
+        experts=_experts(section.moe),
+        qkv_bias=section.use_projection_bias_in_attention,
+        attention_out_bias=section.use_ffn_bias_in_attention,
+        mlp_bias=section.use_ffn_bias,
+        dropout=section.dropout_rate,
+        tie_embeddings=section.share_embedding_weights,
+        mup=_mup(section),
     )
 
 
-def _positions(model: Mapping[str, Any]) -> Positions:
-    kind = model.get("position_embedding_type", "learned")
-    factor = model.get("pos_scaling_factor", 1.0)
-    if kind == "learned":
+def _positions(section: ModelSection) -> Positions:
+    if section.position_embedding_type == "learned":
         return Learned()
-    if kind == "alibi":
-        return Alibi(factor=factor)
-    if kind != "rotary":
-        raise ValueError(f"position_embedding_type is {kind!r}; learned, alibi and rotary are built")
-    head_dim = model.get("attention_inner_dim", model["hidden_size"]) // model["num_heads"]
-    dim = model.get("rotary_dim", int(head_dim * 0.25))
-    scaling = None
-    if factor != 1.0:
-        extra = dict(model.get("pos_scaling_extra_args") or {})
-        original = extra.pop("original_max_position_embeddings", None)
-        scale = _SCALINGS[model.get("pos_scaling_type", "linear")]
-        scaling = RopeScaling(kind=scale, factor=factor, original_positions=original, **extra)
-    return Rotary(theta=model.get("rope_theta", 10000.0), dim=None if dim == head_dim else dim, scaling=scaling)
+    if section.position_embedding_type == "alibi":
+        return Alibi(factor=section.pos_scaling_factor)
+    dim = int(section.head_dim * 0.25) if section.rotary_dim is None else section.rotary_dim  # ModelZoo's own default
+    return Rotary(theta=section.rope_theta, dim=None if dim == section.head_dim else dim, scaling=_scaling(section))
 
 
-def _experts(moe: Mapping[str, Any]) -> Experts | None:
-    shared = moe.get("num_shared_experts") or 0
-    if moe.get("num_experts", 0) + shared <= 1:
+def _scaling(section: ModelSection) -> RopeScaling | None:
+    factor, extra = section.pos_scaling_factor, section.pos_scaling_extra_args or PositionExtras()
+    if factor == 1.0:
         return None
-    usual = {
-        "routing_algorithm": "learned",
-        "router_selection_nonlinearity": "softmax",
-        "expert_weighting_nonlinearity": "softmax",
-        "expert_weighting_normalization": True,
-        "router_use_bias": False,
-        "probability_before_ffn": False,
-    }
-    for name, value in usual.items():
-        if moe.get(name, value) != value:
-            raise ValueError(f"moe.{name} is {moe[name]!r}; {value!r} is built")
-    return Experts(
-        num_experts=moe["num_experts"],
-        top_k=moe.get("top_k", 1),
-        num_shared=shared,
-        balance_coefficient=moe.get("load_balancing_loss_coef", 0.0),
-        null_probability=moe.get("null_expert_bias") or 0.0,
+    original = extra.original_max_position_embeddings
+    kind = section.pos_scaling_type
+    if kind == "linear":
+        return RopeScaling(kind=kind, factor=factor, original_positions=original)
+    if kind == "llama3":
+        return RopeScaling(
+            kind=kind,
+            factor=factor,
+            original_positions=original or _LLAMA3_POSITIONS,
+            low_freq_factor=extra.low_freq_factor,
+            high_freq_factor=extra.high_freq_factor,
+        )
+    usual = PositionExtras()
+    is_usual = (extra.mscale_a, extra.mscale_b) == (usual.mscale_a, usual.mscale_b)
+    return RopeScaling(
+        kind=kind,
+        factor=factor,
+        original_positions=original,
+        beta_fast=extra.beta_fast,
+        beta_slow=extra.beta_slow,
+        attention_factor=None if is_usual else extra.mscale_a * math.log(factor) + extra.mscale_b,
+        truncate=extra.truncate,
     )
 
 
-def _mup(model: Mapping[str, Any]) -> MuP | None:
-    scale = model.get("output_logits_scale")
-    base = model.get("mup_base_hidden_size")
-    others = (model.get("embeddings_scale", 1.0) != 1.0, model.get("scale_qk_dot_by_d"), scale)
-    alphas = (model.get("attention_logits_alpha", 1.0) != 1.0, model.get("output_logits_alpha"))
-    if base is None and not any((*others, *alphas)):
+def _experts(moe: MixtureOfExperts) -> Experts | None:
+    shared = moe.num_shared_experts or 0
+    if moe.num_experts + shared <= 1:
+        return None
+    return Experts(
+        num_experts=moe.num_experts,
+        top_k=moe.top_k,
+        num_shared=shared,
+        balance_coefficient=moe.load_balancing_loss_coef,
+        null_probability=moe.null_expert_bias or 0.0,
+    )
+
+
+def _mup(section: ModelSection) -> MuP | None:
+    scale, base = section.output_logits_scale, section.mup_base_hidden_size
+    given = (section.scale_qk_dot_by_d, scale, section.output_logits_alpha)
+    factors = (section.embeddings_scale, section.attention_logits_alpha)
+    if base is None and not any(given) and factors == (1.0, 1.0):
         return None
     # Before release 2.3 the factors stood for themselves, without base sizes: then width 1 and the product as it is.
+    alpha = scale if base is None and scale else section.output_logits_alpha
     return MuP(
-        base_hidden_size=base or model["hidden_size"],
-        base_ffn_size=model.get("mup_base_filter_size") or model["filter_size"],
-        embeddings_scale=model.get("embeddings_scale", 1.0),
-        output_alpha=scale if base is None and scale else model.get("output_logits_alpha", 1.0),
-        attention_alpha=model.get("attention_logits_alpha", 1.0),
-        scores_by_head_dim=bool(model.get("scale_qk_dot_by_d", False)),
-        logits_by_width=model.get("scale_output_logits_by_d", True),
+        base_hidden_size=base or section.hidden_size,
+        base_ffn_size=section.mup_base_filter_size or section.filter_size,
+        embeddings_scale=section.embeddings_scale,
+        output_alpha=1.0 if alpha is None else alpha,
+        attention_alpha=section.attention_logits_alpha,
+        scores_by_head_dim=base is not None if section.scale_qk_dot_by_d is None else section.scale_qk_dot_by_d,
+        logits_by_width=section.scale_output_logits_by_d,
     )
+
+
+def _deviations(section: ModelSection, config: DecoderConfig) -> dict[str, float]:
+    """Standard deviations by group of weights.
+
+    Source: ModelZoo 2.10's documentation of the initializers and of muP (arXiv 2203.03466, table 8). One difference:
+    under muP, where ffn_output_layer_initializer is left out, the MLP's output has output_layer_initializer (chosen:
+    so it is without muP, and in the configs before 2.3); release 2.10 itself falls back to initializer_range there.
+    """
+    base = (section.initializer or section).std
+    given, ffn_given = section.output_layer_initializer, section.ffn_output_layer_initializer
+    depth = (2 * section.num_hidden_layers) ** -0.5
+    if section.mup_base_hidden_size is not None:
+        output = (given or section).std * config.width_scale**0.5 * depth
+        ffn_output = (ffn_given or given or section).std * config.ffn_width_scale**0.5 * depth
+    else:
+        output = given.std if given else base * (depth if section.initializer is None else 1.0)
+        ffn_output = ffn_given.std if ffn_given else output
+    return {
+        "init_std": base,
+        "embedding_init_std": (section.embedding_initializer or section).std,
+        "hidden_init_std": base * config.width_scale**0.5,
+        "output_init_std": output,
+        "ffn_output_init_std": ffn_output,
+    }
 
 
 def to_modelzoo(config: DecoderConfig) -> dict[str, Any]:
@@ -184,12 +176,13 @@ def to_modelzoo(config: DecoderConfig) -> dict[str, Any]:
         "max_position_embeddings": config.max_positions,
         "norm_type": config.norm,
         "layer_norm_epsilon": config.layer_norm_eps,
-        "nonlinearity": next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == config.activation),
+        "nonlinearity": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation),
         "use_projection_bias_in_attention": config.qkv_bias,
         "use_ffn_bias_in_attention": config.attention_out_bias,
         "use_ffn_bias": config.mlp_bias,
         "use_bias_in_output": False,
         "dropout_rate": config.dropout,
+        "attention_dropout_rate": config.dropout,
         "share_embedding_weights": config.tie_embeddings,
         "attention_type": "scaled_dot_product",
         **_write_positions(config),

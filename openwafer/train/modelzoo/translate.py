@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from openwafer.models.interchange.modelzoo_section import model_section
 from openwafer.train.modelzoo import meanings
-from openwafer.train.modelzoo.model_section import model_section
 from openwafer.train.modelzoo.trainer_file import Dataloader, Init, Precision, Trainer
 from openwafer.train.schedules import dump_schedule, parse_driven
 

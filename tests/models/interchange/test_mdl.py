@@ -164,11 +164,12 @@ def test_factors_before_release_2_3_stand_for_themselves():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "bert"}, "the model is 'bert'"),
-        ({"attention_logit_softcapping": 30.0}, "attention_logit_softcapping is 30.0, which is not built here"),
-        ({"position_embedding_type": "relative"}, "'relative'; learned, alibi and rotary are built"),
+        ({"name": "bert"}, "model.name is 'bert'"),
+        ({"attention_logit_softcapping": 30.0}, "attention_logit_softcapping: 30.0 is not built here"),
+        ({"position_embedding_type": "relative"}, "'relative': should be 'learned', 'rotary' or 'alibi'"),
         ({"moe": {"num_experts": 4, "routing_algorithm": "hash"}}, "moe.routing_algorithm is 'hash'"),
-        ({"filter_size": None}, "lacks 'filter_size'"),
+        ({"num_hidden_layers": 0}, "model.num_hidden_layers is 0: should be greater than or equal to 1"),
+        ({"hiden_size": 8}, "model.hiden_size is 8: Extra inputs"),
     ],
 )
 def test_sections_that_are_refused(changes, message):

@@ -12,8 +12,8 @@ from openwafer.base.events import Mark, read_events, read_steps
 from openwafer.cli import main
 from openwafer.data import Hdf5Samples
 from openwafer.models import Decoder
+from openwafer.models.interchange.modelzoo_config import decoder_of
 from openwafer.train.loop import fit, resume
-from openwafer.train.modelzoo.decoder import decoder_of
 from openwafer.train.read_config import read_with_notes
 from openwafer.train.schedules import parse_schedule
 

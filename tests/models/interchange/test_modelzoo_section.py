@@ -3,13 +3,12 @@
 import pytest
 import torch
 import transformers
-from files import BTLM, LLAMA_8B, MIXTRAL_8X7B, initializer
 
 from openwafer.base.errors import ConfigError
-from openwafer.models import num_parameters as decoder_parameters
-from openwafer.train.modelzoo.decoder import decoder_of
-from openwafer.train.modelzoo.model_section import ModelSection, active_parameters, model_section, num_parameters
-from openwafer.train.param_groups import GROUPS
+from openwafer.models import learning_rate_scale, num_parameters
+from openwafer.models.interchange.modelzoo_config import decoder_of
+from openwafer.models.interchange.modelzoo_section import ModelSection, model_section
+from tests.train.modelzoo.files import BTLM, LLAMA_8B, MIXTRAL_8X7B, initializer
 
 
 def section(tree) -> ModelSection:
@@ -18,17 +17,16 @@ def section(tree) -> ModelSection:
 
 def test_btlm_has_its_published_size_and_deviations():
     btlm = section(BTLM)
-    assert num_parameters(btlm) == decoder_parameters(decoder_of(btlm)) == 2_646_255_744
     decoder = decoder_of(btlm)
+    assert num_parameters(decoder) == 2_646_255_744
     assert decoder.logits_scale == pytest.approx(0.222)
     assert decoder.embedding_init_std == 0.073
     assert decoder.hidden_init_std == pytest.approx(0.02308, rel=1e-3)
     assert decoder.output_init_std == pytest.approx(0.002886, rel=1e-3)
     assert decoder.ffn_output_init_std == pytest.approx(0.002886, rel=1e-3)
-    assert btlm.learning_rate_scales == pytest.approx(
-        {"decoder_attention": 0.1, "decoder_input_ffn": 0.1, "decoder_output_ffn": 0.1}, rel=1e-5
-    )
-    assert set(btlm.learning_rate_scales) < set(GROUPS)
+    for name in ("attn.qkv", "attn.out", "mlp.up", "mlp.gate", "mlp.down"):
+        assert learning_rate_scale(f"layers.0.{name}.weight", decoder) == pytest.approx(0.1, rel=1e-4)
+    assert learning_rate_scale("wte.weight", decoder) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -53,15 +51,7 @@ def test_btlm_has_its_published_size_and_deviations():
 def test_counts_are_those_of_transformers(tree, theirs):
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(theirs())
-    mine = section(tree)
-    assert num_parameters(mine) == sum(parameter.numel() for parameter in model.parameters())
-    assert num_parameters(mine) == decoder_parameters(decoder_of(mine))
-
-
-def test_active_parameters_leave_out_idle_experts():
-    mixtral = section(MIXTRAL_8X7B)
-    assert num_parameters(mixtral) == 46_702_792_704
-    assert active_parameters(mixtral) == 46_702_792_704 - 6 * 32 * 3 * 4096 * 14336
+    assert num_parameters(decoder_of(section(tree))) == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_defaults_are_modelzoos():

@@ -1,7 +1,7 @@
-"""The `model` section of a trainer file: the decoder models of ModelZoo 2.x, checked, defaults filled in.
+"""The `model` section of a ModelZoo 2.x YAML: the keys of its decoder models, checked, defaults filled in.
 
-`model_section` is a pure function from the section's keys to keyword arguments under ModelZoo's own names; it builds
-nothing and knows none of our modules. What has no meaning here is left out and named, what we lack is refused by name.
+It builds nothing; what decoder a section describes is `modelzoo_config`'s. What has no meaning here is left out and
+named, what we lack is refused by name.
 Source of keys and defaults: ModelZoo 2.10, the documented configuration of its GPT-2 class, which GPT-3, BTLM, Jais,
 Llama, Mistral and Mixtral share.
 """
@@ -10,10 +10,21 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-NAMES = ("gpt2", "gpt3", "btlm", "jais", "llama", "mistral", "mixtral")
-"""Models read here, in ModelZoo's names."""
+from openwafer.models.config import Activation
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "swiglu": "swiglu",
+    "geglu": "geglu",
+    "reglu": "reglu",
+}
+"""Our activations by ModelZoo's names."""
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -122,6 +133,20 @@ class AttentionExtras(_Keys):
     num_kv_groups: Count | None = None
 
 
+class PositionExtras(_Keys):
+    """Options of llama3 and yarn; source of the defaults: ModelZoo 2.10, documentation of pos_scaling_type."""
+
+    original_max_position_embeddings: Count | None = None
+    low_freq_factor: Annotated[float, Field(gt=0)] = 1.0
+    high_freq_factor: Annotated[float, Field(gt=0)] = 4.0
+    beta_fast: Annotated[float, Field(gt=0)] = 32.0
+    beta_slow: Annotated[float, Field(gt=0)] = 1.0
+    mscale_a: float = 0.1
+    mscale_b: float = 1.0
+    extrapolation_factor: Annotated[float, Field(ge=1, le=1)] = 1.0
+    truncate: bool = True
+
+
 class ModelSection(_Keys):
     """Every key of a decoder that has a meaning here, with ModelZoo's defaults."""
 
@@ -138,8 +163,8 @@ class ModelSection(_Keys):
     rotary_dim: Annotated[int, Field(ge=2)] | None = None
     rope_theta: Annotated[float, Field(gt=0)] = 10000.0
     pos_scaling_type: Literal["linear", "yarn", "llama3"] = "linear"
-    pos_scaling_factor: Annotated[float, Field(gt=0)] = 1.0
-    pos_scaling_extra_args: dict[str, Any] | None = None
+    pos_scaling_factor: Annotated[float, Field(ge=1)] = 1.0
+    pos_scaling_extra_args: PositionExtras | None = None
     # layers
     num_hidden_layers: Count = 12
     dropout_rate: Share = 0.1
@@ -187,17 +212,16 @@ class ModelSection(_Keys):
         self._check_positions()
         self._check_mup()
         self._check_single()
-        if self.nonlinearity not in _ACTIVATIONS:
-            raise ValueError(f"nonlinearity {self.nonlinearity!r} is not built; there are {', '.join(_ACTIVATIONS)}")
-        if (self.attention_module == "multiquery_attention") != (self.extra_attention_params.num_kv_groups is not None):
-            raise ValueError(
-                "attention_module: multiquery_attention and extra_attention_params.num_kv_groups go together"
-            )
+        if self.nonlinearity not in ACTIVATIONS:
+            raise ValueError(f"nonlinearity {self.nonlinearity!r} is not built; there are {', '.join(ACTIVATIONS)}")
         return self
 
     def _check_heads(self) -> None:
         if self.inner_size % self.num_heads:
             raise ValueError(f"the attention width {self.inner_size} is not a multiple of num_heads {self.num_heads}")
+        groups = self.extra_attention_params.num_kv_groups
+        if groups is not None and self.attention_module != "multiquery_attention":
+            raise ValueError("extra_attention_params.num_kv_groups needs attention_module: multiquery_attention")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_groups {self.num_kv_heads}")
 
@@ -239,36 +263,33 @@ class ModelSection(_Keys):
 
     @property
     def head_dim(self) -> int:
+        """Width of one head."""
         return self.inner_size // self.num_heads
 
     @property
     def num_kv_heads(self) -> int:
-        return self.extra_attention_params.num_kv_groups or self.num_heads
+        """Heads of keys and values."""
+        if self.attention_module != "multiquery_attention":
+            return self.num_heads
+        return self.extra_attention_params.num_kv_groups or 1
 
-    @property
-    def is_gated(self) -> bool:
-        """Whether the feed-forward layer has a third matrix."""
-        return self.nonlinearity in _GATED
-
-    @property
-    def width_ratio(self) -> float | None:
-        """How many times wider than the muP base; None outside muP."""
-        return None if self.mup_base_hidden_size is None else self.hidden_size / self.mup_base_hidden_size
-
-    @property
-    def learning_rate_scales(self) -> dict[str, float]:
-        """muP's factors by ModelZoo's names of parameter groups; empty outside muP."""
-        if self.mup_base_hidden_size is None or self.mup_base_filter_size is None:
-            return {}
-        by_width = self.mup_base_hidden_size / self.hidden_size
-        by_filter = self.mup_base_filter_size / self.filter_size
-        return {"decoder_attention": by_width, "decoder_input_ffn": by_width, "decoder_output_ffn": by_filter}
-
-
-_GATED = ("swiglu", "geglu", "reglu")
-_ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "swish", *_GATED)
 
 _DEPRECATED_NAMES = {"LlamaModel": "llama", "GPT2LMHeadModel": "gpt2"}
+
+_TRAINING_ONLY = (
+    "initializer_range",
+    "embedding_initializer",
+    "initializer",
+    "output_layer_initializer",
+    "ffn_initializer",
+    "ffn_output_layer_initializer",
+    "lr_adjustment_groups",
+    "embedding_dropout_rate",
+    "embd_pdrop",
+    "attention_dropout_rate",
+    "loss_scaling",
+    "loss_weight",
+)
 
 
 def model_section(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -278,7 +299,8 @@ def model_section(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         ValueError: naming a key that is wrong, or a feature that is not built.
     """
     keys = dict(tree)
-    keys["name"] = _DEPRECATED_NAMES.get(keys.get("name", ""), keys.get("name"))
+    name = str(keys.get("name", ""))
+    keys["name"] = _DEPRECATED_NAMES.get(name, name.lower())
     notes = []
     for key, reason in NO_MEANING.items():
         if keys.pop(key, None) is not None:
@@ -289,6 +311,24 @@ def model_section(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if isinstance(keys.get("pos_scaling_type"), str):
         keys["pos_scaling_type"] = keys["pos_scaling_type"].lower()
     return filled(ModelSection.model_validate(keys)), notes
+
+
+def checkpoint_section(tree: Mapping[str, Any]) -> ModelSection:
+    """The section that a checkpoint carries; how its weights were drawn and trained is left out.
+
+    Raises:
+        ValueError: in words, naming the first key that is wrong, or a feature that is not built.
+    """
+    keys = {key: value for key, value in tree.items() if value is not None and key not in _TRAINING_ONLY}
+    keys.setdefault("name", "gpt2")
+    keys["attention_dropout_rate"] = keys.get("dropout_rate")
+    try:
+        return ModelSection.model_validate(model_section(keys)[0])
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(["model", *map(str, fault["loc"])])
+        reason = str(fault.get("ctx", {}).get("error", fault["msg"])).removeprefix("Input ")
+        raise ValueError(f"{where} is {repr(fault['input'])[:60]}: {reason}" if fault["loc"] else reason) from error
 
 
 def filled(section: ModelSection) -> dict[str, Any]:
@@ -306,40 +346,3 @@ def filled(section: ModelSection) -> dict[str, Any]:
 
 def _or(value: Any, otherwise: Any) -> Any:
     return otherwise if value is None else value
-
-
-def num_parameters(section: ModelSection) -> int:
-    """Trainable parameters of the model, tied embeddings counted once."""
-    d = section.hidden_size
-    learned = section.max_position_embeddings if section.position_embedding_type == "learned" else 0
-    embeddings = (section.vocab_size * (1 if section.share_embedding_weights else 2) + learned) * d
-    norm = 2 * d if section.norm_type == "layernorm" else d
-    return embeddings + norm + section.num_hidden_layers * layer_parameters(section)
-
-
-def layer_parameters(section: ModelSection) -> int:
-    """Trainable parameters of one layer."""
-    d, inner, kv = section.hidden_size, section.inner_size, section.num_kv_heads * section.head_dim
-    attention = d * (inner + 2 * kv) + inner * d
-    attention += (inner + 2 * kv) * section.use_projection_bias_in_attention + d * section.use_ffn_bias_in_attention
-    norms = 2 * (2 * d if section.norm_type == "layernorm" else d)
-    moe = section.moe
-    experts = moe.num_experts + (moe.num_shared_experts or 0)
-    if experts <= 1:
-        return attention + norms + _ffn_parameters(section)
-    router = d * moe.num_experts + (moe.num_experts if moe.router_use_bias else 0)
-    return attention + norms + experts * _ffn_parameters(section) + router
-
-
-def active_parameters(section: ModelSection) -> int:
-    """Parameters that one token meets: of the experts, the chosen and the shared ones."""
-    moe = section.moe
-    idle = max(0, moe.num_experts - moe.top_k) if moe.num_experts > 1 else 0
-    return num_parameters(section) - idle * section.num_hidden_layers * _ffn_parameters(section)
-
-
-def _ffn_parameters(section: ModelSection) -> int:
-    d, f = section.hidden_size, section.filter_size
-    inputs = 2 if section.is_gated else 1
-    biases = (inputs * f + d) if section.use_ffn_bias else 0
-    return (inputs + 1) * d * f + biases
