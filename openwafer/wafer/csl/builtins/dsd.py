@@ -248,7 +248,7 @@ def _access(sema: Any, options: Config, kind: ty.DsdType, own: DsdKind, flags: i
     address, _ = _address(sema, frame, base, access.body.base)
     forms = [linear(sema, frame, index, names) for index in access.body.indices]
     if len(forms) != len(shape):
-        raise CslError(access.body.span, f"{pointer} takes {len(shape)} indices, {len(forms)} are given")
+        raise CslError(access.body.span, f"{pointer} takes {len(shape)} indices, found {len(forms)}")
     size = ty.size_bytes(element)
     offset, strides = 0, [0] * len(names)
     for position, (coefficients, constant) in enumerate(forms):

@@ -247,10 +247,10 @@ def initialize_queue(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) ->
     if "color" in options:
         color = known_id(*options["color"], "the color of a queue", range(NUM_COLORS), ty.COLOR)
         colors = program.input_queue_colors if queue.type == ty.INPUT_QUEUE else program.output_queue_colors
-        first = sema.spans.setdefault((queue.type, queue.value), node.span)
+        before = sema.spans.setdefault((queue.type, queue.value), node.span)
         if queue.value in colors and colors[queue.value] != color:
             text = f"{queue.type} {queue.value} has color {colors[queue.value]} already, it cannot have {color} too"
-            raise CslError(node.span, text, ("it gets that color here", first), "a queue serves one color")
+            raise CslError(node.span, text, ("it gets that color here", before), "a queue serves one color")
         colors[queue.value] = color
     return VOID
 
