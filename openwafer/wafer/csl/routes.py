@@ -1,6 +1,6 @@
 """Routes that lead nowhere: a color leaves a PE to a side where nothing takes it.
 
-An error where a PE is sure to send there, a warning where a route does but nobody is known to send. It says nothing where
+An error where a core or the host sends into such a route, a warning where nobody is known to. It says nothing where
 routes may change at run time (switches, teardown, tile_config, memory-mapped registers), and nothing of the rectangle's
 edge unless the fabric ends there: programs often leave such a route unused.
 """
@@ -82,7 +82,7 @@ class _Finder:
         there = np.where(inside, self.image.routes_of[ny, nx], -1)
         return (self.image.routes_of[y, x], x, y), (there, nx, ny)
 
-    def _still(self, i: int, here: tuple[np.ndarray, ...], there: tuple[np.ndarray, ...]) -> bool:
+    def _still(self, i: np.intp, here: tuple[np.ndarray, ...], there: tuple[np.ndarray, ...]) -> bool:
         """Whether neither program changes routes while it runs."""
         places = [(here[1][i], here[2][i]), (there[1][i], there[2][i])]
         numbers = [int(self.image.program_of[y, x]) for x, y in places]
