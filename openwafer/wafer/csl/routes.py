@@ -1,8 +1,8 @@
 """Routes that lead nowhere: a color leaves a PE to a side where nothing takes it.
 
-An error where a core or the host sends into such a route, a warning where nobody is known to. It says nothing where
-routes may change at run time (switches, teardown, tile_config, memory-mapped registers), and nothing of the rectangle's
-edge unless the fabric ends there: programs often leave such a route unused.
+An error where a core or the host sends into such a route, a warning where nobody is known to, or where the fabric ends:
+what leaves it is lost. It says nothing where routes may change at run time (switches, teardown, tile_config,
+memory-mapped registers), and nothing of the rectangle's edge unless the fabric ends there.
 """
 
 from __future__ import annotations
@@ -138,7 +138,9 @@ class _Finder:
         )
         more = f" ({count} PEs do so)" if count > 1 else ""
         text = f"color {color} leads nowhere: PE ({pe[0]}, {pe[1]}) sends it {side.name} {why}{more}"
-        return Diagnostic(text, configs(*pe)[color].span, tuple(notes), "error" if fed else "warning")
+        return Diagnostic(
+            text, configs(*pe)[color].span, tuple(notes), "error" if fed and self._inside((x, y)) else "warning"
+        )
 
 
 def _leaves(route: Route, side: Port) -> bool:
