@@ -123,6 +123,11 @@ _RAISING = ("CslError", "Diagnostic", "ComptimeError", "SourceError", "unexpecte
 UNREACHED = {
     "cannot be read: ": "needs a file that its owner may not read",
     "too large for a CSL file": "needs a file of 16 MiB",
+    "has no size: it has no values": "a library asks for the size of a type that it has checked",
+    "has no bits of its own": "types without bits are refused before",
+    "a value of type {kind} does not exist at run time": "such a value is refused before it is encoded",
+    "a variable of type {kind} does not exist at run time": "such a variable is refused where it is declared",
+    "str(error)": "the same, passed on",
     "has a route without": "a region of an SdkLayout, which has no CSL for its routes",
 }
 """Messages that no program here brings about, and why."""

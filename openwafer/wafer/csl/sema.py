@@ -847,10 +847,10 @@ class Sema:
         for name in kinds:
             if name in names and isinstance(scope[name], LocalPlace):
                 self.to_memory(frame, name, scope)
-        before = self.compilation.diagnostics.num_errors
+        before = self.compilation.diagnostics.num_failures
         self.block(frame, declaration.body)
         lowered.body = frame.out
-        if result != ty.VOID and before == self.compilation.diagnostics.num_errors and not never_ends(lowered.body):
+        if result != ty.VOID and before == self.compilation.diagnostics.num_failures and not never_ends(lowered.body):
             self.report(_no_return(declaration, result))
         return lowered
 
@@ -1171,9 +1171,6 @@ class Sema:
         if operator not in ("==", "!=") and not ordered and not isinstance(kind, ty.Opaque):
             raise CslError(span, f"{operator} is not defined for {kind}")
         if isinstance(left, Const) and isinstance(right, Const) and not isinstance(kind, ty.Packed):
-            has_order = isinstance(left.value, int | float) and not isinstance(kind, ty.DsrType)
-            if operator not in ("==", "!=") and not has_order:
-                raise CslError(span, f"{operator} is not defined for {kind}")
             return Const(ty.BOOL, COMPARE[operator](left.value, right.value))
         own = ty.scalar(kind)
         if own is None or isinstance(kind, ty.Packed):
@@ -1633,10 +1630,10 @@ class Sema:
     def round(self, frame: Frame, body: ast.Stmt, mark: LoopMark) -> bool:
         """One round of a loop at compile time, or of one that is unrolled; whether to go on."""
         frame.loops.append(mark)
-        before = self.compilation.diagnostics.num_errors
+        before = self.compilation.diagnostics.num_failures
         try:
             if not frame.is_comptime:
-                return one_round(self, frame, body, mark) and before == self.compilation.diagnostics.num_errors
+                return one_round(self, frame, body, mark) and before == self.compilation.diagnostics.num_failures
             self.scoped(frame, body)
         except Left as left:
             if left.mark is not mark:
@@ -1644,7 +1641,7 @@ class Sema:
             return left.again
         finally:
             frame.loops.pop()
-        return before == self.compilation.diagnostics.num_errors  # one round with errors says enough
+        return before == self.compilation.diagnostics.num_failures  # one round with errors says enough
 
     def for_stmt(self, frame: Frame, node: ast.For) -> None:
         found = self.expr(frame, node.iterable)
