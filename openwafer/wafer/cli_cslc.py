@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
         started = time.perf_counter()
-        image = compile_file(Path(args.file), options(args))
+        image = compile_file(Path(args.file), options(args), report=lambda text: print(text, file=sys.stderr))
         image_file.save(image, Path(args.output))
     except OpenwaferError as error:
         print(error, file=sys.stderr)

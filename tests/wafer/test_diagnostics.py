@@ -8,7 +8,11 @@ cslc's. Files in diagnostics/parts are what others import.
 
 from __future__ import annotations
 
+import ast
+import functools
 import re
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +21,10 @@ import pytest
 
 from openwafer.wafer import cli_cslc
 from openwafer.wafer.csl import diagnostics as module
-from openwafer.wafer.csl.diagnostics import CompileFailed
+from openwafer.wafer.csl.comptime import ComptimeError
+from openwafer.wafer.csl.diagnostics import CompileFailed, CslError, Diagnostic
 from openwafer.wafer.csl.driver import compile_file
+from openwafer.wafer.csl.source import SourceError
 
 FOLDER = Path(__file__).parent / "diagnostics"
 COMPILER = Path(module.__file__).parent
@@ -109,3 +115,74 @@ def test_what_is_said(path, tmp_path):
         fitting = next((own for own in rest if _fits(item, own)), None)
         assert fitting is not None, f"not expected: {item}"
         rest.remove(fitting)
+
+
+# --- every place in the compiler that reports is reached -----------------------------------------------------------
+
+_RAISING = ("CslError", "Diagnostic", "ComptimeError", "SourceError", "unexpected", "expect", "name", "report")
+UNREACHED = {
+    "cannot be read: ": "needs a file that its owner may not read",
+    "too large for a CSL file": "needs a file of 16 MiB",
+    "has no size: it has no values": "a library asks for the size of a type that it has checked",
+    "has no bits of its own": "types without bits are refused before",
+    "a value of type {kind} does not exist at run time": "such a value is refused before it is encoded",
+    "a variable of type {kind} does not exist at run time": "such a variable is refused where it is declared",
+    "str(error)": "the same, passed on",
+    "has a route without": "a region of an SdkLayout, which has no CSL for its routes",
+}
+"""Messages that no program here brings about, and why."""
+
+
+def sites() -> Iterator[tuple[str, int, int, str]]:
+    """(file, first line, last line, text) of all calls that make a message."""
+    for path in sorted(COMPILER.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and _called(node.func) in _RAISING:
+                says = _called(node.func)[0].isupper() or any(
+                    isinstance(n, ast.Constant | ast.JoinedStr) for n in [*node.args, *(k.value for k in node.keywords)]
+                )
+                if says and (path.name in ("parser.py", "lexer.py") or _called(node.func) != "name"):
+                    yield str(path), node.lineno, node.end_lineno or node.lineno, ast.unparse(node)
+
+
+def _called(function: ast.expr) -> str:
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+@functools.cache
+def places() -> set[tuple[str, int]]:
+    """Lines of the compiler that were at work whenever a message was made, over all programs."""
+    found: set[tuple[str, int]] = set()
+
+    def watch(kind: type) -> None:
+        original = kind.__init__
+
+        def made(self: object, *args: object, **kwargs: object) -> None:
+            frame = sys._getframe(1)
+            while frame is not None:
+                if frame.f_code.co_filename.startswith(str(COMPILER)):
+                    found.add((frame.f_code.co_filename, frame.f_lineno))
+                frame = frame.f_back
+            original(self, *args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+        patch.setattr(kind, "__init__", made)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.MonkeyPatch.context() as here:
+        for kind in (CslError, Diagnostic, ComptimeError, SourceError):
+            watch(kind)
+        with tempfile.TemporaryDirectory() as folder:
+            here.chdir(folder)
+            for path in CASES:
+                reported(path, Path(folder))
+    return found
+
+
+def test_every_message_is_brought_about():
+    known = places()
+    missing = [
+        f"{Path(file).name}:{first}: {text}"
+        for file, first, last, text in sites()
+        if not any((file, line) in known for line in range(first, last + 1))
+        and not any(words in text for words in UNREACHED)
+    ]
+    assert not missing, "no program in tests/wafer/diagnostics shows:\n" + "\n".join(missing)

@@ -19,7 +19,7 @@ from openwafer.wafer.csl.types import Type
 MAX_SHOWN = 40
 MAX_BITS = 4096
 """Of a comptime_int; chosen, so that no computation runs away."""
-_LARGEST: dict[Type, float] = {ty.F16: 65504.0, ty.F32: 3.4028235e38}
+_LARGEST = {16: 65504.0, 32: 3.4028235e38, 64: 1.797e308}
 
 
 class ComptimeError(Exception):
@@ -145,10 +145,11 @@ def checked_float(value: float, kind: Type) -> float:
         exact = float(value)
     except OverflowError:
         exact = math.inf
-    rounded = to_float(exact, kind.bits) if isinstance(kind, ty.Float) else exact
+    bits = kind.bits if isinstance(kind, ty.Float) else 64
+    rounded = to_float(exact, bits) if bits < 64 else exact
     if math.isinf(rounded) and not (isinstance(value, float) and math.isinf(value)):
         digits = shown(value) if isinstance(value, int) else str(value)
-        raise ComptimeError(f"value {digits} does not fit {kind} (at most {_LARGEST.get(kind, 1.797e308)})")
+        raise ComptimeError(f"value {digits} does not fit {kind} (at most {_LARGEST[bits]})")
     return rounded
 
 
@@ -200,8 +201,6 @@ COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 def arithmetic(operator: str, kind: Type, left: Any, right: Any) -> Any:
     """left operator right, both of type `kind`; sized integers wrap, sized floats round once."""
     if isinstance(kind, ty.Float) or kind == ty.COMPTIME_FLOAT:
-        if operator not in FLOAT:
-            raise ComptimeError(f"{operator} is not defined for {kind}")
         try:
             value = FLOAT[operator](left, right)
         except OverflowError:

@@ -73,6 +73,8 @@ class Diagnostics:
     def __init__(self, sources: Sources) -> None:
         self.sources = sources
         self.items: list[Diagnostic] = []
+        self.num_failures = 0
+        """Errors and what followed from them."""
         self._seen: set[str | Span | tuple[str, Span | None]] = set()
 
     @property
@@ -107,7 +109,8 @@ class Diagnostics:
             self.check()
 
     def report(self, error: CslError) -> None:
-        """Keep what an exception carries, as `add` does."""
+        """Keep what an exception carries, as `add` does; a cascade is counted only."""
+        self.num_failures += 1
         if not isinstance(error, Cascade):
             self.add(error.diagnostic)
 

@@ -15,6 +15,7 @@ from openwafer.wafer.csl.codegen import generate
 from openwafer.wafer.csl.diagnostics import CslError
 from openwafer.wafer.csl.ir import ColorConfig, IrProgram
 from openwafer.wafer.csl.placement import Placement, TileCode
+from openwafer.wafer.csl.routes import check_routes
 from openwafer.wafer.csl.sema import Compilation, analyze_layout, analyze_program, too_deep
 from openwafer.wafer.image import Image, Program, Route
 
@@ -118,24 +119,31 @@ def _image(
         programs.append(made[1])
         local.append({color: placement.known.setdefault(c, c) for color, c in made[0].colors.items()})
     compilation.diagnostics.check()
+
+    def configs(x: int, y: int) -> dict[int, ColorConfig]:
+        own = local[program_of[y, x]] if program_of[y, x] >= 0 else {}
+        return {**own, **placement.colors.get((x, y), {})}
+
     plain = _plain([*placement.colors.values(), *local])
     for y in range(height):
         for x in range(width):
             tile = placement.tiles.get((x, y))
             if tile is not None:
                 program_of[y, x] = number_of[id(tile)]
-            own = local[program_of[y, x]] if tile is not None else {}
-            merged = sorted({**own, **placement.colors.get((x, y), {})}.items())
+            merged = sorted(configs(x, y).items())
             key = tuple((color, plain[id(config)]) for color, config in merged)
             if key not in tables:
                 tables[key] = len(routes)
                 routes.append({color: route for color, c in merged if (route := _route(c, color, (x, y))) is not None})
             routes_of[y, x] = tables[key]
-    return Image(
+    image = Image(
         options.arch, options.fabric or placement.size, options.offset, placement.size, tuple(programs), program_of,
         tuple(routes), routes_of, params, {name: str(value) for name, value in options.colors.items()},
         dict(placement.exports),
     )  # fmt: skip
+    check_routes(image, configs, options.fabric is not None, compilation.diagnostics)
+    compilation.diagnostics.check()
+    return image
 
 
 def _plain(tables: Iterable[dict[int, ColorConfig]]) -> dict[int, int]:

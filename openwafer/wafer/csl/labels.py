@@ -24,7 +24,7 @@ def labeled_block(sema: Any, frame: Frame, node: ast.LabeledBlock, want: Type | 
     if any(mark.label == node.label for mark in frame.loops):
         raise CslError(node.span, f'the label "{node.label}" is in use here', "give this one another name")
     mark = LoopMark(node.label, None if frame.is_comptime else ir.Labeled([]), want=want, values=[])
-    before = sema.compilation.diagnostics.num_errors
+    before = sema.compilation.diagnostics.num_failures
     frame.loops.append(mark)
     try:
         if mark.loop is None:
@@ -32,7 +32,7 @@ def labeled_block(sema: Any, frame: Frame, node: ast.LabeledBlock, want: Type | 
         mark.loop.body = sema.emitted(frame, node.block)
     finally:
         frame.loops.remove(mark)
-    if before != sema.compilation.diagnostics.num_errors:
+    if before != sema.compilation.diagnostics.num_failures:
         raise Cascade
     value = _value(sema, frame, mark, node)
     assert isinstance(mark.loop, ir.Labeled)

@@ -606,7 +606,7 @@ class _Parser:
 
     # struct body = "{" ("." name "=" expression),* "}" | "{" expression,* "}"
     def literal_body(self, kind: ast.Expr | None, start: int) -> ast.StructLiteral | ast.TupleLiteral:
-        self.expect("{", "to begin a literal")
+        self.take()
         if self.is_(".") and self.ahead().kind in (NAME, KEYWORD) and self.ahead(2).text == "=":
             fields = []
             while not self.is_("}"):

@@ -315,11 +315,15 @@ class Sema:
         try:
             action()
         except CslError as error:
-            for text, where in self.calls[: -MAX_TRACE - 1 : -1]:
-                error.note(text, where)
-            self.compilation.diagnostics.report(error)
+            self.report(error)
         except RecursionError:
-            self.compilation.diagnostics.report(too_deep(span))
+            self.report(too_deep(span))
+
+    def report(self, error: CslError) -> None:
+        """Keep a mistake, with notes on how analysis came to it."""
+        for text, where in self.calls[: -MAX_TRACE - 1 : -1]:
+            error.note(text, where)
+        self.compilation.diagnostics.report(error)
 
     def within(self, text: str, span: Span, action: Callable[[], Any]) -> Any:
         """Do it; mistakes in it get a note."""
@@ -535,8 +539,7 @@ class Sema:
     def constant(self, frame: Frame, node: ast.Expr, want: Type | None = None) -> Const:
         """The value of an expression that must be known now."""
         value = self.value(frame.comptime(), node, want)
-        if not isinstance(value, Const):
-            raise CslError(node.span, "this value is not known at compile time")
+        assert isinstance(value, Const)
         return value
 
     def integer(self, frame: Frame, node: ast.Expr) -> int:
@@ -628,7 +631,7 @@ class Sema:
         have, known = value.type, value.value
         if have == ty.Simple("undefined"):
             return self.zero(want, span)
-        if all(kind == ty.COMPTIME_INT or isinstance(kind, ty.Int) for kind in (have, want)):
+        if _is_integer(have) and _is_integer(want):
             try:
                 check_range(known, want)
             except ComptimeError as error:
@@ -775,11 +778,8 @@ class Sema:
                 passed[parameter.name] = value
         own = {p.name: k for p, k, _ in arguments}
         kinds = {name: own.get(name, value.type) for name, value in passed.items()}
-        if (
-            instance.is_library
-            or fixed
-            or any(k == ty.ANYTYPE for k in self.function_type(*_pair(function)).parameters)
-        ):
+        is_generic = fixed or ty.ANYTYPE in self.function_type(instance, declaration).parameters
+        if instance.is_library or is_generic:
             target = self.within("called here", span, lambda: self.lower(function, fixed, kinds, result))
         else:
             target = self.lower(function, fixed, kinds, result)
@@ -847,11 +847,11 @@ class Sema:
         for name in kinds:
             if name in names and isinstance(scope[name], LocalPlace):
                 self.to_memory(frame, name, scope)
-        before = self.compilation.diagnostics.num_errors
+        before = self.compilation.diagnostics.num_failures
         self.block(frame, declaration.body)
         lowered.body = frame.out
-        if result != ty.VOID and before == self.compilation.diagnostics.num_errors and not never_ends(lowered.body):
-            self.guarded(lambda: _raise(_no_return(declaration, result)))
+        if result != ty.VOID and before == self.compilation.diagnostics.num_failures and not never_ends(lowered.body):
+            self.report(_no_return(declaration, result))
         return lowered
 
     def to_memory(self, frame: Frame, name: str, scope: dict[str, Any]) -> None:
@@ -1171,9 +1171,6 @@ class Sema:
         if operator not in ("==", "!=") and not ordered and not isinstance(kind, ty.Opaque):
             raise CslError(span, f"{operator} is not defined for {kind}")
         if isinstance(left, Const) and isinstance(right, Const) and not isinstance(kind, ty.Packed):
-            has_order = isinstance(left.value, int | float) and not isinstance(kind, ty.DsrType)
-            if operator not in ("==", "!=") and not has_order:
-                raise CslError(span, f"{operator} is not defined for {kind}")
             return Const(ty.BOOL, COMPARE[operator](left.value, right.value))
         own = ty.scalar(kind)
         if own is None or isinstance(kind, ty.Packed):
@@ -1570,8 +1567,7 @@ class Sema:
             return self.value(inner, node, ty.BOOL)
         except CslError as error:
             if not frame.is_comptime:
-                reported = error
-                self.guarded(lambda: _raise(reported))
+                self.report(error)
                 mark = LoopMark(None, ir.Loop(ir.Const(0, T.U8), [], []))
                 frame.loops.append(mark)
                 for body in bodies:
@@ -1634,10 +1630,10 @@ class Sema:
     def round(self, frame: Frame, body: ast.Stmt, mark: LoopMark) -> bool:
         """One round of a loop at compile time, or of one that is unrolled; whether to go on."""
         frame.loops.append(mark)
-        before = self.compilation.diagnostics.num_errors
+        before = self.compilation.diagnostics.num_failures
         try:
             if not frame.is_comptime:
-                return one_round(self, frame, body, mark) and before == self.compilation.diagnostics.num_errors
+                return one_round(self, frame, body, mark) and before == self.compilation.diagnostics.num_failures
             self.scoped(frame, body)
         except Left as left:
             if left.mark is not mark:
@@ -1645,7 +1641,7 @@ class Sema:
             return left.again
         finally:
             frame.loops.pop()
-        return before == self.compilation.diagnostics.num_errors  # one round with errors says enough
+        return before == self.compilation.diagnostics.num_failures  # one round with errors says enough
 
     def for_stmt(self, frame: Frame, node: ast.For) -> None:
         found = self.expr(frame, node.iterable)
@@ -1893,10 +1889,6 @@ def dsd_slots(dsd: ir.DsdValue) -> tuple[int, int, int]:
     return Dsd(dsd.kind, 0, dsd.extents, dsd.strides, dsd.queue, dsd.color, dsd.flags).slots()
 
 
-def _raise(error: CslError) -> None:
-    raise error
-
-
 _SWITCHED = (ty.BOOL, ty.COMPTIME_INT, ty.COMPTIME_STRING, ty.TYPE)
 _ALIGNMENTS = tuple(1 << i for i in range(14))
 
@@ -1905,10 +1897,6 @@ def _innermost(kind: Type) -> Type:
     while isinstance(kind, ty.Array):
         kind = kind.element
     return kind
-
-
-def _pair(function: FunctionValue) -> tuple[Instance, ast.FunctionDecl]:
-    return function.instance, function.declaration
 
 
 def _no_return(declaration: ast.FunctionDecl, result: Type) -> CslError:
@@ -1978,6 +1966,10 @@ def _shown(path: str) -> str:
 def _is_fixed(kind: Type) -> bool:
     """An argument of this type makes a function of its own."""
     return kind == ty.VOID or ty.is_comptime_only(kind)
+
+
+def _is_integer(kind: Type) -> bool:
+    return isinstance(kind, ty.Int) or kind == ty.COMPTIME_INT
 
 
 def _is_sized(kind: Type | None) -> bool:

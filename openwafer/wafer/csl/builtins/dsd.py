@@ -12,7 +12,7 @@ from openwafer.wafer.csl import types as ty
 from openwafer.wafer.csl.builtins.arguments import Config, config, count, flag, in_program, known_id, number
 from openwafer.wafer.csl.builtins.tasks import completion
 from openwafer.wafer.csl.comptime import Const, StructValue
-from openwafer.wafer.csl.diagnostics import CslError
+from openwafer.wafer.csl.diagnostics import CslError, Diagnostic
 from openwafer.wafer.csl.scope import MemoryPlace, Run, Value
 from openwafer.wafer.csl.sema import offset_by
 from openwafer.wafer.isa import (
@@ -248,14 +248,14 @@ def _access(sema: Any, options: Config, kind: ty.DsdType, own: DsdKind, flags: i
     address, _ = _address(sema, frame, base, access.body.base)
     forms = [linear(sema, frame, index, names) for index in access.body.indices]
     if len(forms) != len(shape):
-        raise CslError(access.body.span, f"{pointer} takes {len(shape)} indices, {len(forms)} are given")
+        raise CslError(access.body.span, f"{pointer} takes {len(shape)} indices, found {len(forms)}")
     size = ty.size_bytes(element)
     offset, strides = 0, [0] * len(names)
     for position, (coefficients, constant) in enumerate(forms):
         step = math.prod(extent or 1 for extent in shape[position + 1 :])
         offset += constant * step
         strides = [s + coefficients.get(n, 0) * step for s, n in zip(strides, names, strict=True)]
-    _bounds(shape, forms, dict(zip(names, extents, strict=True)), access)
+    _bounds(sema, shape, forms, dict(zip(names, extents, strict=True)), access)
     if own == DsdKind.MEM1D and len(names) > 1:
         extents, strides = _flatten(extents, strides, access)
     made = ir.DsdValue(own, None, tuple(reversed(extents)), tuple(reversed(strides)), flags=flags)
@@ -286,17 +286,18 @@ def _shape(sema: Any, frame: Any, base: Any, access: ast.AccessLambda) -> tuple[
     raise CslError(access.body.span, f"expected an array or a pointer, found {kind}")
 
 
-def _bounds(shape: Any, forms: Any, extents: dict[str, int], access: ast.AccessLambda) -> None:
-    """Every index stays within its array."""
-    if any(extent == 0 for extent in extents.values()):
-        return
+def _bounds(sema: Any, shape: Any, forms: Any, extents: dict[str, int], access: ast.AccessLambda) -> None:
+    """Every index stays within its array; of one dimension a length that is set later may mend it."""
+    if any(extent == 0 for extent in extents.values()) or shape == (1,):
+        return  # one element stands for an array that comes later
     for limit, (coefficients, constant) in zip(shape, forms, strict=True):
         low = constant + sum(min(0, c * (extents[n] - 1)) for n, c in coefficients.items())
         high = constant + sum(max(0, c * (extents[n] - 1)) for n, c in coefficients.items())
-        if limit is not None and len(shape) > 1 and (low < 0 or high >= limit):
-            raise CslError(
-                access.body.span, f"an index goes from {low} to {high}, outside of the array (0 to {limit - 1})"
-            )
+        if limit is not None and (low < 0 or high >= limit):
+            text = f"an index goes from {low} to {high}, outside of the array (0 to {limit - 1})"
+            if len(shape) > 1:
+                raise CslError(access.body.span, text)
+            sema.compilation.diagnostics.add(Diagnostic(text, access.body.span, (), "warning"))
 
 
 def linear(sema: Any, frame: Any, node: ast.Expr, names: tuple[str, ...]) -> tuple[dict[str, int], int]:

@@ -52,7 +52,7 @@ def _value(sema: Any, kind: ty.Type, content: Any, node: ast.Node, where: str) -
 
 def _field(sema: Any, label: str, content: Any, node: ast.Node, where: str) -> tuple[str, Const]:
     found = re.fullmatch(r"(\w+):(?:\[([\d, ]+)\])?(\w+)", label)
-    element = ty.NAMED.get(found[3]) if found else None
+    element = ty.named(found[3]) if found else None
     if found is None or element is None:
         hint = 'a field is labelled "name:type", as "n:u16" or "a:[4]f32"'
         raise CslError(node.span, f'{where} has the field "{label}"; {hint}')

@@ -185,7 +185,8 @@ def _positions(sema: Any, switches: Config, rx: int, tx: int) -> list[tuple[int,
 def _bits(options: Config, name: str) -> int | None:
     """A route written as an integer of <directions>: bits 0 to 4 rx, 8 to 12 tx; None: it is a struct, or not there."""
     value = options[name][0] if name in options else None
-    return int(value.value) if isinstance(value, Const) and isinstance(value.value, int) else None
+    is_number = isinstance(value, Const) and (isinstance(value.type, ty.Int) or value.type == ty.COMPTIME_INT)
+    return int(value.value) if is_number and isinstance(value, Const) else None
 
 
 def _sides(options: Config, name: str) -> tuple[int, int]:

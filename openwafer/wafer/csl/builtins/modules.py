@@ -87,14 +87,6 @@ def _symbol(sema: Any, found: Any, name: str, node: ast.BuiltinCall) -> ir.Symbo
     )
 
 
-def get_string_from_byte(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
-    count(node, 1)
-    byte = sema.integer(frame, node.arguments[0])
-    if not 0 <= byte <= 255:
-        raise CslError(node.arguments[0].span, f"{byte} is no byte (0 to 255)")
-    return Const(ty.COMPTIME_STRING, chr(byte))
-
-
 def has_exported_tensors(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 0)
     if sema.compilation.exports is None:
@@ -106,6 +98,5 @@ BUILTINS = {
     "import_module": import_module,
     "export_name": export_name,
     "export_symbol": export_symbol,
-    "get_string_from_byte": get_string_from_byte,
     "has_exported_tensors": has_exported_tensors,
 }

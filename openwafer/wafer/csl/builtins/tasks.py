@@ -9,7 +9,7 @@ from openwafer.wafer.csl import ast, ir
 from openwafer.wafer.csl import types as ty
 from openwafer.wafer.csl.builtins.arguments import at_run_time, at_start, config, count, in_program, known_id, number
 from openwafer.wafer.csl.comptime import VOID, Const
-from openwafer.wafer.csl.diagnostics import CslError
+from openwafer.wafer.csl.diagnostics import CslError, Diagnostic
 from openwafer.wafer.csl.scope import FunctionValue, Run, Value
 from openwafer.wafer.image import TaskKind
 from openwafer.wafer.isa import Block, Op, Sys, T
@@ -193,6 +193,20 @@ def _later_id(sema: Any, value: Any, node: ast.Node, what: str, give: Any) -> No
         sema.later.append(resolve)
 
 
+def _check_bound(sema: Any, number: int, node: ast.BuiltinCall, severity: str) -> None:
+    """Once all tasks are bound, one has the id; an error where it is sure to be activated."""
+
+    def check() -> None:
+        bound = [own for kind, own, _ in sema.bindings.values() if kind != TaskKind.CONTROL]
+        if number not in bound and None not in bound and number != TEARDOWN_TASK_ID:
+            text = f"id {number} is activated and no task is bound to it"
+            bound_to = ", ".join(f"{name} {own}" for (_, name), (_, own, _) in sema.bindings.items())
+            hint = f"bound are {bound_to}" if bound_to else "no task is bound to any id"
+            sema.compilation.diagnostics.add(Diagnostic(text, node.span, ((hint, None),), severity))
+
+    sema.later.append(check)
+
+
 _IDS = range(32)
 """Ids that can be activated and blocked: tasks, colors, queues."""
 
@@ -214,6 +228,7 @@ def _bit(op: Op) -> Any:
             bit = 1 << known_id(value, node.arguments[0], f"the id of @{node.name}", _IDS)
             if op == Op.ACTIVATE:
                 program.activated |= bit
+                _check_bound(sema, value.value, node, "error")
             elif op == Op.BLOCK:
                 program.blocked |= bit
             else:
@@ -221,6 +236,8 @@ def _bit(op: Op) -> Any:
             return VOID
         if isinstance(value, Const):
             known_id(value, node.arguments[0], f"the id of @{node.name}", _IDS)
+            if op == Op.ACTIVATE:
+                _check_bound(sema, value.value, node, "warning")
         elif not isinstance(value.type, ty.Int | ty.Opaque):
             raise CslError(node.arguments[0].span, f"@{node.name} needs an id, found {value.type}")
         frame.out.append(ir.TaskBit(op, sema.runtime(value, node.span), kind, sema.place_of(node.span)))
@@ -247,10 +264,10 @@ def initialize_queue(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) ->
     if "color" in options:
         color = known_id(*options["color"], "the color of a queue", range(NUM_COLORS), ty.COLOR)
         colors = program.input_queue_colors if queue.type == ty.INPUT_QUEUE else program.output_queue_colors
-        first = sema.spans.setdefault((queue.type, queue.value), node.span)
+        before = sema.spans.setdefault((queue.type, queue.value), node.span)
         if queue.value in colors and colors[queue.value] != color:
             text = f"{queue.type} {queue.value} has color {colors[queue.value]} already, it cannot have {color} too"
-            raise CslError(node.span, text, ("it gets that color here", first), "a queue serves one color")
+            raise CslError(node.span, text, ("it gets that color here", before), "a queue serves one color")
         colors[queue.value] = color
     return VOID
 
