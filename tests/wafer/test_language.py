@@ -231,3 +231,37 @@ def test_symbols_are_shared_by_name(tmp_path, arch):
 )  # fmt: skip
 def test_mistakes_with_shared_symbols(tmp_path, declarations, message):
     refused(tmp_path, "b[0] = f();", message, declarations)
+
+
+@ARCHITECTURES
+def test_an_access_is_a_struct(tmp_path, arch):
+    declarations = """
+    var grid = @zeros([12, 12]u32);
+    const whole = |i, j, k, l|{5, 5, 5, 5} -> grid[i + j, k + l + 2];
+    const line: comptime_struct = |i|{3} -> grid[i, 2 * i + 1];
+    comptime {
+      @comptime_assert(whole.offset == 2 and whole.stride[0] == 1 and whole.stride[1] == -3);
+      @comptime_assert(whole.stride[2] == 4 and whole.stride[3] == -44 and whole.extent[3] == 5);
+      @comptime_assert(line.stride[0] == 14 and line.extent[0] == 3 and line.offset == 1);
+    }
+    const square = |i, j|{2, 3} -> grid[i + 1, j];
+    const one = @get_dsd(mem1d_dsd, .{ .tensor_access = line });
+    const same = @get_dsd(mem1d_dsd, .{
+      .base_address = line.base_address, .offset = line.offset, .stride = line.stride, .extent = line.extent
+    });
+    const tail = .{ .base_address = &grid, .offset = 26, .stride = 12, .extent = 1 };
+    const third = @get_dsd(mem1d_dsd, .{ .tensor_access = tail });
+    const last = @get_dsd(mem1d_dsd, .{ .tensor_access = |i|{1} -> b[i + 7] });
+    const four = @get_dsd(mem4d_dsd, .{
+      .base_address = square.base_address, .offset = square.offset, .stride = square.stride, .extent = square.extent
+    });
+    const out = @get_dsd(mem1d_dsd, .{ .tensor_access = |i|{6} -> b[i] });
+    """
+    code = """
+    for (@range(u16, 4)) |i| { for (@range(u16, 5)) |j| { grid[i, j] = @as(u32, 10 * i + j); } }
+    @mov32(out, four);
+    @mov32(@get_dsd(mem1d_dsd, .{ .tensor_access = |i|{1} -> b[6] }), @set_dsd_length(@increment_dsd_offset(same, 12, u32), 1));
+    @mov32(last, third);
+    """
+    found = results(tmp_path, code, declarations, arch=arch)
+    assert found == [10, 11, 12, 20, 21, 22, 11, 22]

@@ -631,6 +631,8 @@ class Sema:
         have, known = value.type, value.value
         if have == ty.Simple("undefined"):
             return self.zero(want, span)
+        if have == ty.ACCESS and want == ty.COMPTIME_STRUCT:
+            return self.access_fields(value)
         if _is_integer(have) and _is_integer(want):
             try:
                 check_range(known, want)
@@ -902,8 +904,16 @@ class Sema:
             self.program.variables.append(variable)
         return variable
 
+    def access_fields(self, value: Const) -> Const:
+        """The struct that an access of an array stands for."""
+        from openwafer.wafer.csl.builtins.access import as_struct
+
+        return as_struct(self, value)
+
     def field(self, frame: Frame, node: ast.Field, want: Type | None) -> Value | Place:
         base = self.expr(frame, node.base)
+        if isinstance(base, Const) and base.type == ty.ACCESS:
+            base = self.access_fields(base)
         if isinstance(base, Const) and not isinstance(base.type, ty.Packed):
             return self.const_field(base, node)
         kind = base.type

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
 from openwafer.wafer.arch import NUM_COLORS
 from openwafer.wafer.csl import ast, ir
 from openwafer.wafer.csl import types as ty
+from openwafer.wafer.csl.builtins import access
 from openwafer.wafer.csl.builtins.arguments import Config, config, count, flag, in_program, known_id, number
 from openwafer.wafer.csl.builtins.tasks import completion
 from openwafer.wafer.csl.comptime import Const, StructValue
-from openwafer.wafer.csl.diagnostics import CslError, Diagnostic
+from openwafer.wafer.csl.diagnostics import CslError
 from openwafer.wafer.csl.scope import MemoryPlace, Run, Value
 from openwafer.wafer.csl.sema import offset_by
 from openwafer.wafer.isa import (
@@ -39,7 +39,7 @@ _FABOUT = (
     "advance_switch", "control_transform", "zero",
 )  # fmt: skip
 _SIMD_MODES = {"simd_32": PAIR_BIT, "simd_64": PAIR_BIT | QUAD_BIT, "simd_32_or_64": PAIR_BIT}
-_EXTENTS = range(0x8000)
+_ACCESS_FIELDS = ("base_address", "offset", "stride", "extent")
 
 
 def get_dsd(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
@@ -127,7 +127,7 @@ def _extent(sema: Any, frame: Any, options: Config, node: ast.BuiltinCall) -> An
     value, where = options["extent"]
     value = sema.load(frame, value, where.span)
     if isinstance(value, Const):
-        return known_id(value, where, ".extent", _EXTENTS)
+        return known_id(value, where, ".extent", access.EXTENTS)
     if not isinstance(value.type, ty.Int):
         raise CslError(where.span, f".extent must be an integer, found {value.type}")
     return value
@@ -144,15 +144,21 @@ def _memory(sema: Any, frame: Any, node: ast.BuiltinCall, kind: ty.DsdType) -> V
     own = DsdKind.MEM1D if kind == ty.MEM1D else DsdKind.MEM4D
     flags = INDEX_OFFSET_BIT * flag(options, "wavelet_index_offset")
     if "tensor_access" in options:
-        return _access(sema, options, kind, own, flags)
+        value, where = options["tensor_access"]
+        if isinstance(value, Const) and value.type == ty.ACCESS:
+            return _access(sema, value, kind, own, flags)
+        if not isinstance(value, Const) or not isinstance(value.value, StructValue):
+            raise CslError(where.span, f"expected an access like |i|{{N}} -> a[i], found {value.type}")
+        options = _spread(options, value.value, where)
     if "base_address" not in options:
         raise CslError(
             node.span, "a memory DSD needs .tensor_access or .base_address", "as in .tensor_access = |i|{4} -> a[i]"
         )
-    address, size = _address(sema, frame, *options["base_address"])
+    address, size = access.address_of(sema, frame, *options["base_address"])
     offset = number(options, "offset", 0, -0x8000) or 0
     if own == DsdKind.MEM4D or "extents" in options:
         return _explicit_4d(sema, options, kind, address, size, offset, flags, node)
+    options = _single(options)
     extent = _extent(sema, frame, options, node)
     stride = number(options, "stride", 1, -0x80, 0x7F)
     assert stride is not None
@@ -210,127 +216,53 @@ def _word(node: ast.BuiltinCall) -> str:
 
 
 def _allowed(name: str) -> range:
-    return _EXTENTS if name.startswith("extent") else range(-0x8000, 0x8000)
+    return access.EXTENTS if name.startswith("extent") else range(-0x8000, 0x8000)
 
 
-def _address(sema: Any, frame: Any, found: Any, node: ast.Node) -> tuple[ir.Expr, int]:
-    """An address and the size of what lies there, from a pointer or an array."""
-    if isinstance(found, MemoryPlace) and isinstance(found.type, ty.Array):
-        return offset_by(found.address, found.offset), ty.size_bytes(found.type.element)
-    value = sema.load(frame, found, node.span)
-    kind = value.type
-    if not isinstance(kind, ty.Pointer):
-        if isinstance(kind, ty.Array):
-            return sema.runtime(value, node.span), ty.size_bytes(kind.element)
-        raise CslError(node.span, f"expected an array or a pointer, found {kind}", "an address is written &a")
-    target = kind.target.element if isinstance(kind.target, ty.Array) else kind.target
-    return sema.runtime(value, node.span), ty.size_bytes(target)
-
-
-def _access(sema: Any, options: Config, kind: ty.DsdType, own: DsdKind, flags: int) -> Value:
-    value, where = options["tensor_access"]
-    if not isinstance(value, Const) or value.type != ty.ACCESS:
-        raise CslError(where.span, f"expected an access like |i|{{N}} -> a[i], found {value.type}")
-    access, frame = value.value
-    names = access.variables
+def _access(sema: Any, value: Const, kind: ty.DsdType, own: DsdKind, flags: int) -> Value:
+    """The DSD of an access like `|i|{4} -> a[i]`."""
     limit = 1 if own == DsdKind.MEM1D else 4
-    if len(names) != len(access.extents):
-        text = f"this access has {len(names)} names of indices and {len(access.extents)} extents"
-        raise CslError(access.span, text, "each index has its extent, as in |i, j|{4, 8} -> a[i, j]")
-    if len(names) > limit and own == DsdKind.MEM4D:
-        raise CslError(access.span, f"a mem4d_dsd has at most 4 indices, found {len(names)}")
-    extents = [known_id(sema.constant(frame, e), e, "an extent", _EXTENTS) for e in access.extents]
-    if not isinstance(access.body, ast.Index):
-        raise CslError(access.body.span, "an access ends in an element of an array, like a[i, j]")
-    base = sema.expr(frame, access.body.base)
-    pointer = base.type
-    shape, element = _shape(sema, frame, base, access)
-    address, _ = _address(sema, frame, base, access.body.base)
-    forms = [linear(sema, frame, index, names) for index in access.body.indices]
-    if len(forms) != len(shape):
-        raise CslError(access.body.span, f"{pointer} takes {len(shape)} indices, found {len(forms)}")
-    size = ty.size_bytes(element)
-    offset, strides = 0, [0] * len(names)
-    for position, (coefficients, constant) in enumerate(forms):
-        step = math.prod(extent or 1 for extent in shape[position + 1 :])
-        offset += constant * step
-        strides = [s + coefficients.get(n, 0) * step for s, n in zip(strides, names, strict=True)]
-    _bounds(sema, shape, forms, dict(zip(names, extents, strict=True)), access)
-    if own == DsdKind.MEM1D and len(names) > 1:
-        extents, strides = _flatten(extents, strides, access)
+    where = access.lay_out(sema, value)
+    if len(where.extents) > limit and own == DsdKind.MEM4D:
+        raise CslError(where.span, f"a mem4d_dsd has at most 4 indices, found {len(where.extents)}")
+    extents, strides = where.extents, where.strides
+    if own == DsdKind.MEM1D and len(extents) > 1:
+        extents, strides = _flatten(extents, strides, where.span)
     made = ir.DsdValue(own, None, tuple(reversed(extents)), tuple(reversed(strides)), flags=flags)
-    return _at(Const(kind, made), address, offset * size)
+    return _at(Const(kind, made), where.address, where.offset * where.element_bytes)
 
 
-def _flatten(extents: list[int], strides: list[int], access: ast.AccessLambda) -> tuple[list[int], list[int]]:
+def _spread(options: Config, fields: StructValue, where: ast.Node) -> Config:
+    """The options with what a struct says in place of .tensor_access."""
+    given: Config = {name: (own, where) for name, own in fields.fields}
+    for name in given:
+        if name not in _ACCESS_FIELDS:
+            raise CslError(where.span, f'an access has no field "{name}"', f"its fields: {', '.join(_ACCESS_FIELDS)}")
+        if name in options:
+            raise CslError(where.span, f".{name} is given twice, in .tensor_access and beside it")
+    return {**{name: own for name, own in options.items() if name != "tensor_access"}, **given}
+
+
+def _single(options: Config) -> Config:
+    """The options with values in place of tuples of one."""
+    made = dict(options)
+    for name, (value, where) in options.items():
+        if isinstance(value, Const) and isinstance(value.value, StructValue) and len(value.value.fields) == 1:
+            made[name] = value.value.fields[0][1], where
+    return made
+
+
+def _flatten(extents: list[int], strides: list[int], span: ast.Span) -> tuple[list[int], list[int]]:
     """Several indices that walk memory in one stride."""
     extent, stride = extents[-1], strides[-1]
     for outer_extent, outer_stride in zip(reversed(extents[:-1]), reversed(strides[:-1]), strict=True):
         if outer_extent != 1 and extent != 1 and outer_stride != stride * extent:
             text = f"a mem1d_dsd walks memory in one stride, these indices need {outer_stride} and {stride}"
-            raise CslError(access.span, text, "use mem4d_dsd")
+            raise CslError(span, text, "use mem4d_dsd")
         if extent == 1:
             stride = outer_stride
         extent *= outer_extent
     return [extent], [stride]
-
-
-def _shape(sema: Any, frame: Any, base: Any, access: ast.AccessLambda) -> tuple[tuple[int | None, ...], ty.Type]:
-    kind = base.type
-    if isinstance(kind, ty.Array):
-        return kind.extents, kind.element
-    if isinstance(kind, ty.Pointer):
-        if isinstance(kind.target, ty.Array) and not kind.is_many:
-            return kind.target.extents, kind.target.element
-        return (None,), kind.target
-    raise CslError(access.body.span, f"expected an array or a pointer, found {kind}")
-
-
-def _bounds(sema: Any, shape: Any, forms: Any, extents: dict[str, int], access: ast.AccessLambda) -> None:
-    """Every index stays within its array; of one dimension a length that is set later may mend it."""
-    if any(extent == 0 for extent in extents.values()) or shape == (1,):
-        return  # one element stands for an array that comes later
-    for limit, (coefficients, constant) in zip(shape, forms, strict=True):
-        low = constant + sum(min(0, c * (extents[n] - 1)) for n, c in coefficients.items())
-        high = constant + sum(max(0, c * (extents[n] - 1)) for n, c in coefficients.items())
-        if limit is not None and (low < 0 or high >= limit):
-            text = f"an index goes from {low} to {high}, outside of the array (0 to {limit - 1})"
-            if len(shape) > 1:
-                raise CslError(access.body.span, text)
-            sema.compilation.diagnostics.add(Diagnostic(text, access.body.span, (), "warning"))
-
-
-def linear(sema: Any, frame: Any, node: ast.Expr, names: tuple[str, ...]) -> tuple[dict[str, int], int]:
-    """An index as coefficients of the variables and a constant."""
-    if isinstance(node, ast.Name) and node.text in names:
-        return {node.text: 1}, 0
-    if not _mentions(node, names):
-        return {}, sema.integer(frame, node)
-    if isinstance(node, ast.Unary) and node.operator == "-":
-        coefficients, constant = linear(sema, frame, node.operand, names)
-        return {n: -c for n, c in coefficients.items()}, -constant
-    if isinstance(node, ast.Binary) and node.operator in ("+", "-"):
-        sign = 1 if node.operator == "+" else -1
-        left, right = (linear(sema, frame, side, names) for side in (node.left, node.right))
-        merged = {n: left[0].get(n, 0) + sign * right[0].get(n, 0) for n in {*left[0], *right[0]}}
-        return merged, left[1] + sign * right[1]
-    if isinstance(node, ast.Binary) and node.operator == "*":
-        for one, other in ((node.left, node.right), (node.right, node.left)):
-            if not _mentions(other, names):
-                factor = sema.integer(frame, other)
-                coefficients, constant = linear(sema, frame, one, names)
-                return {n: c * factor for n, c in coefficients.items()}, constant * factor
-    if isinstance(node, ast.BuiltinCall) and node.name == "as" and len(node.arguments) == 2:
-        return linear(sema, frame, node.arguments[1], names)
-    raise CslError(node.span, "an index of an access must be affine: sums of indices times constants")
-
-
-def _mentions(node: Any, names: tuple[str, ...]) -> bool:
-    if isinstance(node, ast.Name):
-        return node.text in names
-    if isinstance(node, tuple):
-        return any(_mentions(item, names) for item in node)
-    return isinstance(node, ast.Node) and any(_mentions(v, names) for k, v in vars(node).items() if k != "span")
 
 
 def dsd_of(sema: Any, frame: Any, node: ast.BuiltinCall, index: int = 0) -> Value:
@@ -369,14 +301,14 @@ def increment_dsd_offset(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any
 def set_dsd_base_addr(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 2)
     dsd = dsd_of(sema, frame, node)
-    address, _ = _address(sema, frame, sema.expr(frame, node.arguments[1]), node.arguments[1])
+    address, _ = access.address_of(sema, frame, sema.expr(frame, node.arguments[1]), node.arguments[1])
     return _at(dsd, address, 0)
 
 
 def set_dsd_length(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     count(node, 2)
     dsd = dsd_of(sema, frame, node)
-    length = _whole(sema, frame, node, _EXTENTS)
+    length = _whole(sema, frame, node, access.EXTENTS)
     if isinstance(dsd, Const) and isinstance(length, Const):
         return Const(dsd.type, replace(dsd.value, extents=(length.value, *dsd.value.extents[1:])))
     return Run(dsd.type, ir.DsdWith(Op.DSDLEN, sema.runtime(dsd, node.span), _u16(sema, length, node)))
