@@ -129,6 +129,9 @@ class Sys(IntEnum):
     ROUTE = 24  # r[a] = rx mask | tx mask << 8 of position 0 of color r[b]
     POP_MODE = 25  # color r[a]: image.Pop r[b]
     RING_MODE = 26  # color r[a]: ring mode if r[b]
+    COMPLETED = 27  # r[a] = 0 if the last vector operation ended early, at a FIFO that was empty or full
+    FIFO_READ_LENGTH = 28  # FIFO r[a] is r[b] elements long for who reads it and has no length of its own; 0: as it is
+    FIFO_WRITE_LENGTH = 29
 
 
 class FilterNumber(IntEnum):

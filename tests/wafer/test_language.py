@@ -260,8 +260,55 @@ def test_an_access_is_a_struct(tmp_path, arch):
     code = """
     for (@range(u16, 4)) |i| { for (@range(u16, 5)) |j| { grid[i, j] = @as(u32, 10 * i + j); } }
     @mov32(out, four);
-    @mov32(@get_dsd(mem1d_dsd, .{ .tensor_access = |i|{1} -> b[6] }), @set_dsd_length(@increment_dsd_offset(same, 12, u32), 1));
+    const sixth = @get_dsd(mem1d_dsd, .{ .tensor_access = |i|{1} -> b[6] });
+    @mov32(sixth, @set_dsd_length(@increment_dsd_offset(same, 12, u32), 1));
     @mov32(last, third);
     """
     found = results(tmp_path, code, declarations, arch=arch)
     assert found == [10, 11, 12, 20, 21, 22, 11, 22]
+
+
+FIFO = """
+var buffer = @zeros([4]u32);
+const fifo = @allocate_fifo(buffer);
+var source = [6]u32{ 1, 2, 3, 4, 5, 6 };
+var sink = @zeros([6]u32);
+const six = @get_dsd(mem1d_dsd, .{ .tensor_access = |i|{6} -> source[i] });
+const into = @get_dsd(mem1d_dsd, .{ .tensor_access = |i|{6} -> sink[i] });
+const two = @get_dsd(mem1d_dsd, .{ .tensor_access = |i|{2} -> source[i] });
+const into_two = @get_dsd(mem1d_dsd, .{ .tensor_access = |i|{2} -> sink[i] });
+"""
+
+
+@ARCHITECTURES
+def test_an_operation_says_whether_it_completed(tmp_path, arch):
+    code = """
+    b[0] = if (@mov32(fifo, two)) 1 else 2;
+    b[1] = if (@mov32(fifo, six)) 1 else 2;
+    const read = @mov32(into, fifo);
+    b[2] = @as(u32, read);
+    b[3] = sink[3];
+    @mov32(fifo, two);
+    b[4] = @as(u32, @mov32(into_two, fifo));
+    var total: u32 = 7;
+    b[5] = @as(u32, @mov32(&total, fifo));
+    b[6] = total;
+    b[7] = if (ops.mov(u32, into_two, two, .{})) 1 else 2;
+    """
+    declarations = FIFO + 'const ops = @import_module("<dsd_ops>");'
+    assert results(tmp_path, code, declarations, arch=arch) == [1, 2, 0, 2, 1, 1, 7, 1]
+
+
+@ARCHITECTURES
+def test_lengths_of_fifos(tmp_path, arch):
+    code = """
+    @set_fifo_write_length(fifo, 3);
+    b[0] = @as(u32, @mov32(fifo, 9));
+    @set_fifo_read_length(fifo, 2);
+    var last: u32 = 0;
+    b[1] = @as(u32, @mov32(&last, fifo));
+    b[2] = last;
+    b[3] = @as(u32, @mov32(&last, fifo));
+    """
+    assert results(tmp_path, code, FIFO, arch=arch)[:4] == [1, 1, 9, 0]
+    refused(tmp_path, "@set_fifo_read_length(two, 2);", "@set_fifo_read_length needs a FIFO, found mem1d_dsd", FIFO)

@@ -44,7 +44,7 @@ TIMINGS = (
 ROUTER_RING, CORE_RING = 4, 8
 """Wavelets that its bounded queues can hold, as in core/machine.h."""
 _STOPS = (Stop.DONE, Stop.IDLE, Stop.LIMIT)
-_RANGES = ("input queue", "output queue", "color", "pop mode", "number of a filter", "task id", "priority")
+_RANGES = ("input queue", "output queue", "color", "pop mode", "number of a filter", "task id", "priority", "FIFO")
 _IDLE, _COMMANDS, _RECEIVED, _FAULT, _MAX_WAITS = 0, 1, 2, 3, 10_000
 
 

@@ -95,6 +95,8 @@ class FifoState:
     items: deque[int] = field(default_factory=deque)
     was_empty: bool = False
     was_full: bool = False
+    read_length: int = 0
+    write_length: int = 0
 
 
 class Pe:
@@ -130,6 +132,7 @@ class Pe:
         self.running = False
         self.ready = 0
         self.sync: Operation | None = None
+        self.stopped = False
         self.iterators: dict[int, Operation] = {}
         self.dsrs: dict[tuple[int, int], list] = {}
         self.fifos: list[FifoState] = []
@@ -596,6 +599,7 @@ class Pe:
         assert self.program is not None
         vector = self.program.vectors[index]
         operation = Operation.vector(self, vector)
+        self.stopped = False
         timing = self.engine.timing
         cost = timing["vector_issue"] + vector.loads * timing["dsd_load"] + bool(vector.loads) * timing["dsd_setup"]
         if operation.done:
@@ -656,6 +660,12 @@ class Pe:
             self.high_tasks = self.high_tasks | bit if second else self.high_tasks & ~bit
         elif call == Sys.MAIN_PRIORITY:
             self.main_class = self.in_range(first, 4, "priority")
+        elif call == Sys.COMPLETED:
+            r[a] = int(not self.stopped)
+        elif call == Sys.FIFO_READ_LENGTH:
+            self.fifos[self.in_range(first, len(self.fifos), "FIFO")].read_length = second & 0xFFFF
+        elif call == Sys.FIFO_WRITE_LENGTH:
+            self.fifos[self.in_range(first, len(self.fifos), "FIFO")].write_length = second & 0xFFFF
         elif call == Sys.CONTROL_MASK:
             self.transform = (first & 63) << 16
         elif call == Sys.ROUTE:

@@ -299,8 +299,24 @@ class Operation:
         if known is None:
             if fifo is None:
                 return 1
-            return ENDLESS if self.is_async else len(pe.fifos[fifo.fifo].items)
+            return self.fifo_length(pe) or (ENDLESS if self.is_async else len(pe.fifos[fifo.fifo].items))
         return known
+
+    def fifo_length(self, pe: Any) -> int:
+        """The length that was set for reading or writing a FIFO, 0: none."""
+        for source in (self.src0, self.src1):
+            if source is not None and source.kind == Kind.FIFO and pe.fifos[source.fifo].read_length:
+                return pe.fifos[source.fifo].read_length
+        has_own = self.dest is not None and self.dest.kind == Kind.FIFO
+        return pe.fifos[self.dest.fifo].write_length if has_own and self.dest is not None else 0
+
+    def keep_rest(self, pe: Any, position: int) -> None:
+        """A FIFO whose set length an operation has not gone through keeps what is left."""
+        for source in (self.src0, self.src1):
+            if source is not None and source.kind == Kind.FIFO and pe.fifos[source.fifo].read_length:
+                pe.fifos[source.fifo].read_length = max(0, pe.fifos[source.fifo].read_length - position)
+        if self.dest is not None and self.dest.kind == Kind.FIFO and pe.fifos[self.dest.fifo].write_length:
+            pe.fifos[self.dest.fifo].write_length = max(0, pe.fifos[self.dest.fifo].write_length - position)
 
     def elements_a_step(self, pe: Any) -> int:
         assert self.op is not None
@@ -404,7 +420,8 @@ class Operation:
         rows = []
         for i in range(first, first + elements):
             if self.fifo_stops(pe):
-                self.stopped = True
+                self.stopped = pe.stopped = True
+                self.keep_rest(pe, i)
                 break
             rows.append((i, self.gather(pe, i, sizes, now)))
         for i, result in rows:
@@ -523,7 +540,7 @@ class Operation:
         pe.engine.wake_router(pe)
 
     def finish(self, pe: Any, size: int) -> None:
-        if self.sum is not None:
+        if self.sum is not None and not self.stopped:
             assert self.dest is not None
             pe.write(self.dest.value, size, self.sum)
         assert self.op is not None

@@ -9,9 +9,18 @@ from openwafer.wafer.arch import NUM_COLORS
 from openwafer.wafer.csl import ast, ir
 from openwafer.wafer.csl import types as ty
 from openwafer.wafer.csl.builtins import access
-from openwafer.wafer.csl.builtins.arguments import Config, config, count, flag, in_program, known_id, number
+from openwafer.wafer.csl.builtins.arguments import (
+    Config,
+    at_run_time,
+    config,
+    count,
+    flag,
+    in_program,
+    known_id,
+    number,
+)
 from openwafer.wafer.csl.builtins.tasks import completion
-from openwafer.wafer.csl.comptime import Const, StructValue
+from openwafer.wafer.csl.comptime import VOID, Const, StructValue
 from openwafer.wafer.csl.diagnostics import CslError
 from openwafer.wafer.csl.scope import MemoryPlace, Run, Value
 from openwafer.wafer.csl.sema import offset_by
@@ -26,6 +35,7 @@ from openwafer.wafer.isa import (
     DsdKind,
     Op,
     Priority,
+    Sys,
     T,
 )  # fmt: skip
 
@@ -64,8 +74,9 @@ def _fabric(
     queue_name: str,
 ) -> Value:
     options = config(sema, frame, node.arguments[1], known)
-    if "zero" in options:
-        raise CslError(options["zero"][1].span, "not supported yet: .zero")
+    for name in ("zero", "on_control"):
+        if name in options:
+            raise CslError(options[name][1].span, f"not supported yet: .{name}")
     color = NO_COLOR
     if "fabric_color" in options:
         color = known_id(*options["fabric_color"], ".fabric_color", range(NUM_COLORS), ty.COLOR)
@@ -359,8 +370,25 @@ def allocate_fifo(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Va
     return Const(ty.FIFO, fifo)
 
 
+def _fifo_length(call: Sys) -> Any:
+    def change(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
+        count(node, 2)
+        out = at_run_time(frame, node)
+        fifo = sema.value(frame, node.arguments[0])
+        if not isinstance(fifo, Const) or not isinstance(fifo.value, ir.Fifo):
+            raise CslError(node.arguments[0].span, f"@{node.name} needs a FIFO, found {fifo.type}")
+        length = _u16(sema, _whole(sema, frame, node, range(0x10000)), node)
+        number = ir.Const(in_program(sema, node).fifos.index(fifo.value), T.U16)
+        out.append(ir.SysCall(call, number, length, place=sema.place_of(node.span)))
+        return VOID
+
+    return change
+
+
 BUILTINS = {
     "get_dsd": get_dsd,
+    "set_fifo_read_length": _fifo_length(Sys.FIFO_READ_LENGTH),
+    "set_fifo_write_length": _fifo_length(Sys.FIFO_WRITE_LENGTH),
     "increment_dsd_offset": increment_dsd_offset,
     "set_dsd_base_addr": set_dsd_base_addr,
     "set_dsd_length": set_dsd_length,

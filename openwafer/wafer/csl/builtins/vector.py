@@ -13,8 +13,8 @@ from openwafer.wafer.csl.builtins.forms import form
 from openwafer.wafer.csl.builtins.tasks import completion
 from openwafer.wafer.csl.comptime import VOID, Const, DsrValue
 from openwafer.wafer.csl.diagnostics import CslError
-from openwafer.wafer.csl.scope import FunctionValue, Value
-from openwafer.wafer.isa import DsdKind, V
+from openwafer.wafer.csl.scope import FunctionValue, Run, Value
+from openwafer.wafer.isa import DsdKind, Sys, T, V
 
 MAX_ITERATORS = 7
 """DSDs that one @map reads; one more iterator takes its result."""
@@ -68,6 +68,8 @@ def operation(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     out = at_run_time(frame, node)
     has_options = len(node.arguments) > 1 + len(row.sources)
     options: Config = config(sema, frame, node.arguments[-1], _OPTIONS) if has_options else {}
+    if "on_control" in options:
+        raise CslError(options["on_control"][1].span, "not supported yet: .on_control")
     dest = _operand(sema, frame, node, 0, row.dest, is_dest=True)
     sources = [_operand(sema, frame, node, i + 1, kind, False) for i, kind in enumerate(row.sources)]
     _check(sema, node, dest, sources, options)
@@ -82,7 +84,7 @@ def operation(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
         sema.place_of(node.span),
     )  # fmt: skip
     out.append(vector)
-    return VOID
+    return Run(ty.BOOL, ir.SysQuery(Sys.COMPLETED, ir.Const(0, T.U16)))
 
 
 def _index(sema: Any, value: Value, where: ast.Node) -> Value:

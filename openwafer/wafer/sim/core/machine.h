@@ -45,7 +45,7 @@ enum {
   UNBLOCK_CMD_STREAM, TEARDOWN_PENDING, TEARDOWN_EXIT, QUEUE_FLUSH, QUEUE_FLUSHED, QUEUE_FLUSH_EXIT, SET_INPUT_QUEUE,
   SET_OUTPUT_QUEUE, SET_ROUTE, SET_SWITCH_RX, SET_SWITCH_TX, SET_SWITCH_POSITION, INVALIDATE_SWITCHES, LOG_STRING,
   LOG_VALUE, LOG_FLUSH, SEED_RANDOM, RESET_COUNTER, FILTER, SET_FILTER, QUEUE_STATUS, TASK_PRIORITY, MAIN_PRIORITY,
-  CONTROL_MASK, ROUTE, POP_MODE, RING_MODE
+  CONTROL_MASK, ROUTE, POP_MODE, RING_MODE, COMPLETED, FIFO_READ_LENGTH, FIFO_WRITE_LENGTH
 };
 
 enum {
@@ -182,7 +182,7 @@ typedef struct {
 
 typedef struct { uint64_t slots[3]; const DsrLoad *load; } Dsr; /* load NULL: never loaded */
 /* was_empty: a reader found nothing, was_full: a writer no room, since the last completion for that. */
-typedef struct { uint32_t *items; uint32_t head, len; uint8_t was_empty, was_full; } Fifo;
+typedef struct { uint32_t *items; uint32_t head, len; uint8_t was_empty, was_full; uint16_t read_length, write_length; } Fifo;
 typedef struct { int32_t pc, fp; } Call;
 typedef struct Launch { struct Launch *next; int32_t function, arguments; const int64_t *values; } Launch;
 
@@ -195,7 +195,7 @@ typedef struct {
   int64_t busy;
   int32_t number; /* y * width + x */
   uint32_t activated, blocked;
-  uint8_t threads_mask, blocked_threads, running, has_sync, failed, in_cores, cmd_done, last_task, main_class, turn[5];
+  uint8_t threads_mask, blocked_threads, running, has_sync, failed, in_cores, cmd_done, last_task, main_class, stopped, turn[5];
   uint32_t high_tasks, transform; /* transform: what TRANSFORM_BIT combines with a wavelet */
 
   _Alignas(64) uint32_t queued, arrived; /* colors with something in the router, for the core */

@@ -268,6 +268,12 @@ static void system_call(Sim *sim, Pe *pe, uint64_t now, int call, int64_t *a, in
       pe->high_tasks = second ? pe->high_tasks | (uint32_t)1 << first : pe->high_tasks & ~((uint32_t)1 << first);
       break;
     case MAIN_PRIORITY: if (in_range(sim, pe, now, first, 4, 6)) pe->main_class = (uint8_t)first; break;
+    case COMPLETED: *a = !pe->stopped; break;
+    case FIFO_READ_LENGTH: case FIFO_WRITE_LENGTH:
+      if (!in_range(sim, pe, now, first, pe->program->num_fifos, 7)) break;
+      if (call == FIFO_READ_LENGTH) pe->fifos[first].read_length = (uint16_t)second;
+      else pe->fifos[first].write_length = (uint16_t)second;
+      break;
     case CONTROL_MASK: pe->transform = (uint32_t)(first & 63) << 16; break;
     case ROUTE:
       *a = 0;
@@ -331,6 +337,7 @@ static int can_issue(Sim *sim, Pe *pe, uint64_t now) {
 static uint64_t start_vector(Sim *sim, Pe *pe, uint64_t now, uint32_t k, int only_local, int *local) {
   const Vector *v = &pe->program->vectors[k];
   Operation *o = spare(sim, &pe->sync);
+  pe->stopped = 0;
   memset(o, 0, offsetof(Operation, dest));
   *local = 0;
   int thread = thread_of(sim, pe, now, v, o);

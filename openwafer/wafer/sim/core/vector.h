@@ -185,6 +185,15 @@ static int is_plain(const Operation *o) {
   return o->width == 1 && o->dest.kind != KIND_NONE;
 }
 
+/* The length that was set for reading or writing a FIFO, 0: none. */
+static uint32_t fifo_length(const Pe *pe, const Operation *o) {
+  const Source *sources[] = {&o->src0, &o->src1};
+  for (int i = 0; i < 2; i++)
+    if (sources[i]->kind == KIND_FIFO && pe->fifos[sources[i]->fifo].read_length)
+      return pe->fifos[sources[i]->fifo].read_length;
+  return o->dest.kind == KIND_FIFO ? pe->fifos[o->dest.fifo].write_length : 0;
+}
+
 static void start_operation(Sim *sim, Pe *pe, uint64_t now, const Vector *v, Operation *o) {
   uint64_t length;
   o->op = (uint8_t)v->op;
@@ -197,7 +206,8 @@ static void start_operation(Sim *sim, Pe *pe, uint64_t now, const Vector *v, Ope
   else {
     const Source *fifo = o->src0.kind == KIND_FIFO ? &o->src0 : o->src1.kind == KIND_FIFO ? &o->src1
                          : o->dest.kind == KIND_FIFO ? &o->dest : NULL;
-    o->length = !fifo ? 1 : o->is_async ? ENDLESS : pe->fifos[fifo->fifo].len;
+    uint32_t set = fifo ? fifo_length(pe, o) : 0;
+    o->length = !fifo ? 1 : set ? set : o->is_async ? ENDLESS : pe->fifos[fifo->fifo].len;
   }
   o->width = (uint8_t)width_of(sim, o);
   o->waits = (uint8_t)((uses_queue(&o->dest) ? WAITS_DEST : 0) | (uses_queue(&o->src0) ? WAITS_SRC0 : 0) |
@@ -396,6 +406,17 @@ static inline uint32_t read_source(Sim *sim, Pe *pe, uint64_t now, Source *s, ui
 
 static inline int is_mac(int op) { return op == FMACH || op == FMACHS || op == FMACS; }
 
+/* A FIFO whose set length an operation has not gone through keeps what is left. */
+static void keep_rest(Pe *pe, const Operation *o, uint64_t position) {
+  const Source *sources[] = {&o->src0, &o->src1, &o->dest};
+  for (int i = 0; i < 3; i++) {
+    if (sources[i]->kind != KIND_FIFO) continue;
+    Fifo *fifo = &pe->fifos[sources[i]->fifo];
+    uint16_t *length = i < 2 ? &fifo->read_length : &fifo->write_length;
+    *length = (uint16_t)(*length > position ? *length - position : 0);
+  }
+}
+
 /* A synchronous operation ends where it would wait for a FIFO. */
 static int fifo_stops(Pe *pe, const Operation *o) {
   if (o->is_async) return 0;
@@ -411,7 +432,7 @@ static inline int conflicts(const Operation *o) {
 }
 
 static void finish(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
-  if (o->has_sum) write_memory(sim, pe, now, o->dest.value, o->sizes[0], o->sum);
+  if (o->has_sum && !o->stopped) write_memory(sim, pe, now, o->dest.value, o->sizes[0], o->sum);
   const Source *sources[] = {&o->dest, &o->src0, &o->src1};
   for (int i = 0; i < 3; i++) {
     const Source *s = sources[i];
@@ -468,7 +489,11 @@ static inline int step_operation(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
     Arrival in = {0};
     uint64_t i = first + (uint64_t)made;
     if (!o->is_local) {
-      if (fifo_stops(pe, o)) { o->stopped = 1; break; }
+      if (fifo_stops(pe, o)) {
+        o->stopped = pe->stopped = 1;
+        keep_rest(pe, o, i);
+        break;
+      }
       in.fabric = is_input(&o->src0) ? &o->src0 : is_input(&o->src1) ? &o->src1 : NULL;
       if (in.fabric) in.word = take_half(sim, pe, now, in.fabric, i, o->sizes[in.fabric == &o->src0 ? 1 : 2]);
     }
