@@ -195,8 +195,8 @@ typedef struct {
   int64_t busy;
   int32_t number; /* y * width + x */
   uint32_t activated, blocked;
-  uint8_t threads_mask, blocked_threads, running, has_sync, failed, in_cores, cmd_done, last_task, main_class, stopped, turn[5];
-  uint32_t high_tasks, transform; /* transform: what TRANSFORM_BIT combines with a wavelet */
+  uint8_t threads_mask, blocked_threads, running, has_sync, failed, in_cores, cmd_done, last_task, main_class, has_high;
+  uint8_t stopped, main_last; /* main_last: the turn of the main thread's class is to become 0 */
 
   _Alignas(64) uint32_t queued, arrived; /* colors with something in the router, for the core */
   uint32_t alert;                        /* colors that the router must look at: the others wait for news */
@@ -215,6 +215,9 @@ typedef struct {
   Color *colors[NUM_COLORS];
 
   int32_t num_slots, num_calls, calls_capacity, acting; /* acting: instruction to blame, -1: the one at pc */
+  uint8_t turn[5];     /* per class of priority */
+  uint32_t high_tasks; /* task ids of high priority; has_high: there are some */
+  uint32_t transform;  /* what TRANSFORM_BIT combines with a wavelet */
   uint32_t lfsr;
   uint64_t counter_zero; /* the cycle at which TSC is 0 */
   Call *calls;

@@ -25,7 +25,7 @@ static uint32_t ids_of(const Sim *sim, const Pe *pe, int color) {
 /* What may run among tasks of one priority. */
 static int pick_among(const Sim *sim, const Pe *pe, uint64_t now, int is_high) {
   const Program *program = pe->program;
-  uint32_t group = (is_high ? pe->high_tasks : ~pe->high_tasks) & ~pe->blocked;
+  uint32_t high = pe->has_high ? pe->high_tasks : 0, group = (is_high ? high : ~high) & ~pe->blocked;
   uint32_t local = pe->activated & program->local_mask & group, data = 0;
   if (pe->arrived) {
     for (uint32_t left = program->data_mask & group; left; left &= left - 1) {
@@ -46,13 +46,13 @@ static int pick_among(const Sim *sim, const Pe *pe, uint64_t now, int is_high) {
     const Wavelet *head = arrived_head(pe, color, now);
     if (!head || !head->control) continue;
     uint32_t bits = ids_of(sim, pe, color);
-    if (!(bits & pe->blocked) && !!(bits & pe->high_tasks) == is_high) return PICK_CONTROL + color;
+    if (!(bits & pe->blocked) && !!(bits & high) == is_high) return PICK_CONTROL + color;
   }
   return PICK_NONE;
 }
 
 static int pick(const Sim *sim, const Pe *pe, uint64_t now) {
-  int picked = pe->high_tasks ? pick_among(sim, pe, now, 1) : PICK_NONE;
+  int picked = pe->has_high ? pick_among(sim, pe, now, 1) : PICK_NONE;
   if (picked == PICK_NONE) picked = pick_among(sim, pe, now, 0);
   return picked == PICK_NONE && pe->launches ? PICK_LAUNCH : picked;
 }
@@ -230,6 +230,11 @@ static int64_t queue_status(const Sim *sim, const Pe *pe, uint64_t now, int is_o
   return status;
 }
 
+/* What running the main thread alone has left to do for the order of turns. */
+static inline void take_turn(Pe *pe) {
+  if (pe->main_last) pe->turn[pe->main_class] = pe->main_last = 0;
+}
+
 static void system_call(Sim *sim, Pe *pe, uint64_t now, int call, int64_t *a, int64_t *b) {
   int64_t first = *a, second = *b;
   switch (call) {
@@ -266,8 +271,13 @@ static void system_call(Sim *sim, Pe *pe, uint64_t now, int call, int64_t *a, in
     case TASK_PRIORITY:
       if (!in_range(sim, pe, now, first, 32, 5)) break;
       pe->high_tasks = second ? pe->high_tasks | (uint32_t)1 << first : pe->high_tasks & ~((uint32_t)1 << first);
+      pe->has_high = pe->high_tasks != 0;
       break;
-    case MAIN_PRIORITY: if (in_range(sim, pe, now, first, 4, 6)) pe->main_class = (uint8_t)first; break;
+    case MAIN_PRIORITY:
+      if (!in_range(sim, pe, now, first, 4, 6)) break;
+      take_turn(pe);
+      pe->main_class = (uint8_t)first;
+      break;
     case COMPLETED: *a = !pe->stopped; break;
     case FIFO_READ_LENGTH: case FIFO_WRITE_LENGTH:
       if (!in_range(sim, pe, now, first, pe->program->num_fifos, 7)) break;
@@ -628,7 +638,7 @@ static inline int step_sync(Sim *sim, Pe *pe) {
   Operation *o = pe->sync;
   Obstacle why;
   if (pe->ready > now || is_blocked(sim, pe, now, o, &why)) return *next = next_time(pe, now), 0;
-  pe->turn[pe->main_class] = 0;
+  pe->main_last = 1;
   pe->ready = now + (uint64_t)step_operation(sim, pe, now, o);
   pe->busy++;
   if (is_done(o)) pe->has_sync = 0;
@@ -644,10 +654,11 @@ static int step_core(Sim *sim, Pe *pe) {
   if (pe->watch) watch_before(sim, pe, now, main);
   if (!pe->threads_mask) {
     if (main) {
-      pe->turn[pe->main_class] = 0;
+      pe->main_last = 1;
       main_step(sim, pe, now, picked);
     }
   } else {
+    take_turn(pe);
     uint32_t classes[5] = {0};
     if (main) classes[pe->main_class] = 1u << MAIN;
     Obstacle why;
