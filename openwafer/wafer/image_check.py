@@ -209,6 +209,8 @@ def _tables(program: Program) -> Iterator[str]:
             yield "a vector operation with an operand out of range"
         yield from _thread(vector.microthread)
         yield from _completion(vector.completion)
+        if vector.on_control is not None:
+            yield from _completion(vector.on_control)
     for load in (*program.dsr_loads, *(load for load, _ in program.initial_dsr_loads)):
         yield from _load(load)
     for _, slots in program.initial_dsr_loads:

@@ -25,7 +25,7 @@ from openwafer.wafer import isa
 from openwafer.wafer.image import Image, SymbolKind
 from openwafer.wafer.image_check import check
 
-VERSION = 2
+VERSION = 3
 
 
 class ImageError(OpenwaferError):

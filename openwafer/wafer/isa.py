@@ -314,6 +314,8 @@ class Vector:
         priority: of the microthread
         index: slot that holds `.index` (wavelet index, in 16-bit words), or None
         loads: DSDs that are put into registers when it starts; the others stand there since before the loop
+        on_control: what a control wavelet does that comes in a fabric source: it is taken and ends the operation, and
+            this is done in place of `completion`; None: it waits for a control task
     """
 
     op: V
@@ -327,6 +329,7 @@ class Vector:
     priority: Priority = Priority.MEDIUM
     index: int | None = None
     loads: int = 0
+    on_control: Completion | None = None
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ def examine(program: Program, arch: Arch) -> Use:
             color = program.input_queue_colors[task.id] if arch.data_task_is_queue else task.id
             use.received |= {color} if color is not None else set()
     completions = [v.completion for v in program.vectors] + [d.completion for d in program.dsr_loads]
+    completions += [v.on_control for v in program.vectors if v.on_control is not None]
     completions += [load.completion for load, _ in program.initial_dsr_loads]
     completions += [made for fifo in program.fifos for made in (fifo.on_push, fifo.on_pop)]
     use.activated |= {made.activate for made in completions if made.activate is not None}

@@ -181,6 +181,7 @@ def _vector(r: random.Random) -> Vector:
     return Vector(
         op, dest, *sources, scalar, r.random() < 0.4, _completion(r), r.choice((None, None, r.randrange(8))),
         r.choice(list(Priority)), r.choice((None, None, None, r.randrange(10))), r.randrange(4),
+        _completion(r) if r.random() < 0.2 else None,
     )  # fmt: skip
 
 

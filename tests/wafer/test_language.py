@@ -312,3 +312,52 @@ def test_lengths_of_fifos(tmp_path, arch):
     """
     assert results(tmp_path, code, FIFO, arch=arch)[:4] == [1, 1, 9, 0]
     refused(tmp_path, "@set_fifo_read_length(two, 2);", "@set_fifo_read_length needs a FIFO, found mem1d_dsd", FIFO)
+
+
+@ARCHITECTURES
+@pytest.mark.parametrize("action", ["terminate", "activate", "unblock"])
+def test_a_control_wavelet_ends_an_operation(tmp_path, arch, action):
+    """Three words and a control wavelet for an operation that would take ten; then three words more for another."""
+    given = {"terminate": "true", "activate": "@get_local_task_id(12)", "unblock": "@get_local_task_id(12)"}[action]
+    declarations = f"""
+    const c = @get_color(3);
+    const iq = @get_input_queue(3);
+    const oq = @get_output_queue(4);
+    const control = @import_module("<control>");
+    var words = [3]u32{{ 5, 6, 7 }};
+    const three = @get_dsd(mem1d_dsd, .{{ .tensor_access = |i|{{3}} -> words[i] }});
+    const ten = @get_dsd(mem1d_dsd, .{{ .tensor_access = |i|{{10}} -> taken[i] }});
+    var taken = @zeros([10]u32);
+    const rest = @get_dsd(mem1d_dsd, .{{ .tensor_access = |i|{{3}} -> b[3 + i] }});
+    const to = @get_dsd(fabout_dsd, .{{ .extent = 3, .fabric_color = c, .output_queue = oq }});
+    const command = @get_dsd(fabout_dsd, .{{ .extent = 1, .fabric_color = c, .output_queue = oq, .control = true }});
+    const from = @get_dsd(fabin_dsd, .{{ .extent = 10, .fabric_color = c, .input_queue = iq }});
+    const from3 = @get_dsd(fabin_dsd, .{{ .extent = 3, .fabric_color = c, .input_queue = iq }});
+    task ended() void {{ b[6] = 1; finish(); }}
+    task never() void {{ b[7] = 1; }}
+    fn finish() void {{
+      @mov32(to, three);
+      @mov32(rest, from3);
+      for (@range(u16, 3)) |i| {{ b[i] = taken[i]; }}
+      sys.unblock_cmd_stream();
+    }}
+    comptime {{
+      @set_local_color_config(c, .{{ .routes = .{{ .rx = .{{ RAMP }}, .tx = .{{ RAMP }} }} }});
+      @initialize_queue(iq, .{{ .color = c }});
+      if (@is_arch("wse3")) @initialize_queue(oq, .{{ .color = c }});
+      @bind_local_task(ended, @get_local_task_id(12));
+      @bind_local_task(never, @get_local_task_id(13));
+      {"@block(@get_local_task_id(12)); @activate(@get_local_task_id(12));" if action == "unblock" else ""}
+    }}
+    """
+    waits = "if (true) { var n: u16 = 0; while (n < 60) : (n += 1) {} finish(); return; }"
+    code = f"""
+    @mov32(ten, from, .{{
+      .async = true, .activate = @get_local_task_id(13), .on_control = .{{ .{action} = {given} }}
+    }});
+    @mov32(to, three);
+    @mov32(command, control.encode_single_payload(control.opcode.NOP, false, @get_control_task_id(5), 0));
+    {waits if action == "terminate" else "if (true) return;"}
+    """
+    found = results(tmp_path, code, declarations, arch=arch)
+    assert found == [5, 6, 7, 5, 6, 7, int(action != "terminate"), 0]

@@ -846,6 +846,7 @@ class _Function:
         made = isa.Vector(
             node.op, dest, src0, src1, scalar, node.is_async, _completion(node.completion), node.microthread,
             node.priority, index, self.built_dsds(node),
+            _completion(node.on_control) if node.on_control is not None else None,
         )  # fmt: skip
         vectors = self.tables.vectors
         number = vectors.index(made) if made in vectors else len(vectors)

@@ -420,6 +420,7 @@ class VectorOp:
     priority: Priority = Priority.MEDIUM
     index: Expr | None = None
     place: Location | None = None
+    on_control: Completion | None = None
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ import numpy as np
 
 from openwafer.wafer.arch import ARCHITECTURES, MEMORY_BYTES, NUM_COLORS
 from openwafer.wafer.image import Filter, Image, Location, Pop, Program, Route, Task
-from openwafer.wafer.isa import Completion, DsrFile, DsrLoad, Op, Sys, V, Vector
+from openwafer.wafer.isa import NOTHING, Completion, DsrFile, DsrLoad, Op, Sys, V, Vector
 from openwafer.wafer.sim.engine import (
     Engine,
     Event,
@@ -369,7 +369,8 @@ def _vector_row(v: Vector) -> tuple[int, ...]:
     operands = [part for o in (v.dest, v.src0, v.src1, v.scalar) for part in (int(o.kind), o.value)]
     return (
         int(v.op), *operands, int(v.is_async), *_done(v.completion), -1 if v.microthread is None else v.microthread,
-        int(v.priority), -1 if v.index is None else v.index, v.loads,
+        int(v.priority), -1 if v.index is None else v.index, v.loads, int(v.on_control is not None),
+        *_done(v.on_control or NOTHING),
     )  # fmt: skip
 
 

@@ -358,7 +358,7 @@ class Pe:
                     return lambda take, task=task, color=color: self.take_data(task, color)
         for color in sorted(self.inputs):
             head = self.head(color, now)
-            if head is None or not head.control or not self.control_free(color):
+            if head is None or not head.control or not self.control_free(color) or self.is_awaited(color):
                 continue
             if bool(self.high_tasks & self.ids_of(color)) == is_high:
                 return lambda take, color=color: self.take_control(color)
@@ -366,6 +366,12 @@ class Pe:
 
     def control_free(self, color: int) -> bool:
         return not self.blocked & self.ids_of(color)
+
+    def is_awaited(self, color: int) -> bool:
+        """Whether a control wavelet on a color is to end an operation."""
+        pending = [thread for thread in self.threads if thread is not None and thread.on_control is not None]
+        sources = [(own, s) for own in pending for s in (own.src0, own.src1) if s is not None and s.is_input]
+        return any(own.color_in(self, source) == color for own, source in sources)
 
     def ids_of(self, color: int) -> int:
         """The task ids, as bits, that stand for what comes on a color: on WSE-3 of the queues that take it."""

@@ -252,13 +252,14 @@ class Operation:
     width: int = 1
     carry: list[int] = field(default_factory=lambda: [0])
     stopped: bool = False
+    on_control: isa.Completion | None = None
 
     @classmethod
     def vector(cls, pe: Any, vector: isa.Vector, peek: bool = False) -> Operation:
         """What a VEC instruction starts."""
         dest, src0, src1, scalar = (Source.of(pe, o) for o in (vector.dest, vector.src0, vector.src1, vector.scalar))
         made = cls(vector.op, dest, src0, src1, scalar, is_async=vector.is_async, completion=vector.completion)
-        made.priority, made.place = vector.priority, pe.place()
+        made.priority, made.place, made.on_control = vector.priority, pe.place(), vector.on_control
         loads = [s.load for s in (dest, src0, src1) if s is not None and s.load is not None and s.load.is_async]
         thread = vector.microthread
         if not vector.is_async and loads:
@@ -326,6 +327,8 @@ class Operation:
         width = simd_width(self.op, pe.engine.arch.name, strides)
         if any(s.kind == Kind.FIFO for s in operands) or (self.dest is not None and self.dest.kind == Kind.POINTER):
             return 1
+        if self.on_control is not None:
+            return 1
         for source, size in zip((self.dest, self.src0, self.src1, self.scalar), (*sizes, sizes[2]), strict=True):
             if source is not None and (source.is_input or source.is_output):
                 width = min(width, (4 if source.flags & isa.QUAD_BIT else 2) if source.pairs(size) else 1)
@@ -383,6 +386,8 @@ class Operation:
             first, end = self.position, self.position + self.elements()
             needed = (end + 1) // 2 - (first + 1) // 2 if source.pairs(size) else 1
             waiting = list(itertools.islice(pe.inputs.get(color, ()), needed))
+            if self.ends_at(pe, now, source):
+                return None
             if len(waiting) < needed or any(w.ready > now or w.control for w in waiting):
                 return f"a data wavelet of color {color} in input queue {source.queue}"
         if waits_for_fifo and source.kind == Kind.FIFO and finds_empty(pe, source.fifo):
@@ -409,10 +414,27 @@ class Operation:
             return own
         return source.color
 
+    def ends_at(self, pe: Any, now: int, source: Source | None) -> bool:
+        """Whether a control wavelet has come that ends this."""
+        if self.on_control is None or source is None or not source.is_input:
+            return False
+        head = pe.head(self.color_in(pe, source), now)
+        return head is not None and head.control
+
+    def end_by_control(self, pe: Any, source: Source, sizes: tuple[int, int, int]) -> int:
+        take_wavelet(pe, self.color_in(pe, source))
+        assert self.on_control is not None
+        self.length, self.completion = self.position, self.on_control
+        self.finish(pe, sizes[0])
+        return 1
+
     def step(self, pe: Any, now: int) -> int:
         """One step; its cycles."""
         assert self.op is not None
         sizes = element_bytes(self.op)
+        for source in (self.src0, self.src1):
+            if source is not None and self.ends_at(pe, now, source):
+                return self.end_by_control(pe, source, sizes)
         elements = self.elements()
         pe.engine.elements += elements
         cost = self.conflict(sizes)

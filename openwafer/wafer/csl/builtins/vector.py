@@ -11,7 +11,7 @@ from openwafer.wafer.csl.builtins.arguments import Config, at_run_time, config, 
 from openwafer.wafer.csl.builtins.dsd import priority
 from openwafer.wafer.csl.builtins.forms import form
 from openwafer.wafer.csl.builtins.tasks import completion
-from openwafer.wafer.csl.comptime import VOID, Const, DsrValue
+from openwafer.wafer.csl.comptime import VOID, Const, DsrValue, StructValue
 from openwafer.wafer.csl.diagnostics import CslError
 from openwafer.wafer.csl.scope import FunctionValue, Run, Value
 from openwafer.wafer.isa import DsdKind, Sys, T, V
@@ -68,8 +68,6 @@ def operation(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     out = at_run_time(frame, node)
     has_options = len(node.arguments) > 1 + len(row.sources)
     options: Config = config(sema, frame, node.arguments[-1], _OPTIONS) if has_options else {}
-    if "on_control" in options:
-        raise CslError(options["on_control"][1].span, "not supported yet: .on_control")
     dest = _operand(sema, frame, node, 0, row.dest, is_dest=True)
     sources = [_operand(sema, frame, node, i + 1, kind, False) for i, kind in enumerate(row.sources)]
     _check(sema, node, dest, sources, options)
@@ -81,10 +79,28 @@ def operation(sema: Any, frame: Any, node: ast.BuiltinCall, want: Any) -> Value:
     vector = ir.VectorOp(
         row.op, dest, sources[0], sources[1] if len(sources) > 1 else None, scalar, flag(options, "async"),
         completion(sema, options), number(options, "ut_id", None, 0, 7), priority(options), index,
-        sema.place_of(node.span),
+        sema.place_of(node.span), _on_control(sema, frame, options, [*sources, dest]),
     )  # fmt: skip
     out.append(vector)
     return Run(ty.BOOL, ir.SysQuery(Sys.COMPLETED, ir.Const(0, T.U16)))
+
+
+def _on_control(sema: Any, frame: Any, options: Config, operands: list[ir.Operand]) -> ir.Completion | None:
+    """`.on_control = .{ .terminate = true }`, or one of .activate and .unblock, which terminate too."""
+    if "on_control" not in options:
+        return None
+    value, where = options["on_control"]
+    given = value.value.fields if isinstance(value, Const) and isinstance(value.value, StructValue) else ()
+    if len(given) != 1 or given[0][0] not in ("terminate", "activate", "unblock"):
+        raise CslError(
+            where.span, ".on_control is one of .terminate, .activate and .unblock", "as .{ .terminate = true }"
+        )
+    if not flag(options, "async") or not any(_kind(operand) == DsdKind.FABIN for operand in operands):
+        raise CslError(where.span, ".on_control belongs to an asynchronous operation that reads from the fabric")
+    name, action = given[0]
+    if name == "terminate":
+        return ir.Completion() if action.value else None
+    return completion(sema, {name: (action, where)})
 
 
 def _index(sema: Any, value: Value, where: ast.Node) -> Value:

@@ -87,6 +87,8 @@ typedef struct {
   int32_t priority;
   int32_t index; /* -1: none */
   int32_t loads; /* DSDs put into registers at the start */
+  int32_t has_on_control;
+  Completion on_control;
 } Vector;
 
 typedef struct {
@@ -169,14 +171,14 @@ typedef struct {
 } Source;
 
 typedef struct {
-  uint8_t op, is_async, thread, priority, has_sum, stopped, width, is_local, is_plain;
+  uint8_t op, is_async, thread, priority, has_sum, stopped, width, is_local, is_plain, has_on_control;
   uint8_t waits; /* operands at queues */
   uint8_t sizes[3], carry;
   int32_t index, pc; /* index -1: none */
   uint32_t sum;
   uint64_t length, position;
   uint64_t serial; /* tells one start from another */
-  Completion completion;
+  Completion completion, on_control;
   Source dest, src0, src1, scalar;
 } Operation;
 

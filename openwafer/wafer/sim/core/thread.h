@@ -22,6 +22,17 @@ static uint32_t ids_of(const Sim *sim, const Pe *pe, int color) {
   return bits;
 }
 
+/* Whether a control wavelet on a color is to end an operation. */
+static int is_awaited(const Sim *sim, const Pe *pe, int color) {
+  for (uint32_t left = pe->threads_mask; left; left &= left - 1) {
+    const Operation *o = pe->threads[__builtin_ctz(left)];
+    if (!o->has_on_control) continue;
+    if (is_input(&o->src0) && color_in(sim, pe, &o->src0) == color) return 1;
+    if (is_input(&o->src1) && color_in(sim, pe, &o->src1) == color) return 1;
+  }
+  return 0;
+}
+
 /* What may run among tasks of one priority. */
 static int pick_among(const Sim *sim, const Pe *pe, uint64_t now, int is_high) {
   const Program *program = pe->program;
@@ -44,7 +55,7 @@ static int pick_among(const Sim *sim, const Pe *pe, uint64_t now, int is_high) {
   for (uint32_t left = pe->arrived; left; left &= left - 1) {
     int color = __builtin_ctz(left);
     const Wavelet *head = arrived_head(pe, color, now);
-    if (!head || !head->control) continue;
+    if (!head || !head->control || is_awaited(sim, pe, color)) continue;
     uint32_t bits = ids_of(sim, pe, color);
     if (!(bits & pe->blocked) && !!(bits & high) == is_high) return PICK_CONTROL + color;
   }

@@ -213,7 +213,10 @@ static void start_operation(Sim *sim, Pe *pe, uint64_t now, const Vector *v, Ope
   o->waits = (uint8_t)((uses_queue(&o->dest) ? WAITS_DEST : 0) | (uses_queue(&o->src0) ? WAITS_SRC0 : 0) |
                        (uses_queue(&o->src1) ? WAITS_SRC1 : 0) | (uses_queue(&o->scalar) ? WAITS_SCALAR : 0));
   o->is_local = !o->waits;
-  o->is_plain = (uint8_t)is_plain(o);
+  o->has_on_control = (uint8_t)v->has_on_control;
+  o->on_control = v->on_control;
+  if (o->has_on_control) o->width = 1;
+  o->is_plain = (uint8_t)(!o->has_on_control && is_plain(o));
   if (o->index >= 0) {
     Source *sources[] = {&o->dest, &o->src0, &o->src1};
     for (int i = 0; i < 3; i++)
@@ -270,6 +273,13 @@ static int input_waits(Sim *sim, Pe *pe, uint64_t now, const Operation *o, const
   return found < needed;
 }
 
+/* Whether a control wavelet has come that ends the operation. */
+static int ends_at(Sim *sim, Pe *pe, uint64_t now, const Operation *o, const Source *s) {
+  if (!o->has_on_control || !is_input(s)) return 0;
+  const Color *color = input_of(sim, pe, s);
+  return color && color->input_len && input_head(color)->ready <= now && input_head(color)->control;
+}
+
 static inline int source_waits(Sim *sim, Pe *pe, uint64_t now, const Operation *o, const Source *s, int size,
                                int waits_for_fifo, Obstacle *why) {
   if (is_input(s)) {
@@ -277,7 +287,7 @@ static inline int source_waits(Sim *sim, Pe *pe, uint64_t now, const Operation *
       const Color *color = input_of(sim, pe, s);
       const Wavelet *head = color && color->input_len ? input_head(color) : NULL;
       if (head && head->ready <= now && !head->control) return 0;
-    } else if (!input_waits(sim, pe, now, o, s, size)) return 0;
+    } else if (!input_waits(sim, pe, now, o, s, size) || ends_at(sim, pe, now, o, s)) return 0;
     *why = (Obstacle){WAIT_WAVELET, color_in(sim, pe, s), s->queue};
     return 1;
   }
@@ -476,9 +486,22 @@ static int step_plain(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
   return cost;
 }
 
+static int ended_by_control(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
+  const Source *s = ends_at(sim, pe, now, o, &o->src0) ? &o->src0 : ends_at(sim, pe, now, o, &o->src1) ? &o->src1 : NULL;
+  if (!s) return 0;
+  pe->acting = o->pc;
+  take_input(sim, pe, now, s);
+  o->length = o->position;
+  o->completion = o->on_control;
+  finish(sim, pe, now, o);
+  pe->acting = -1;
+  return 1;
+}
+
 /* One step; its cycles. */
 static inline int step_operation(Sim *sim, Pe *pe, uint64_t now, Operation *o) {
   if (o->is_plain) return step_plain(sim, pe, now, o);
+  if (o->has_on_control && ended_by_control(sim, pe, now, o)) return 1;
   uint32_t results[MAX_WIDTH];
   uint64_t first = o->position;
   int elements = elements_of(o), made = 0;
