@@ -125,7 +125,7 @@ class Sys(IntEnum):
     QUEUE_STATUS = 20  # r[a] = bit masks of queues, empty | full << 8: input queues for r[b] 0, output queues for 1
     TASK_PRIORITY = 21  # task id r[a]: high if r[b]
     MAIN_PRIORITY = 22  # the main thread's class becomes r[a]: 0 as high microthreads, 2 medium, 1 and 3 below each
-    CONTROL_MASK = 23  # what DSDs with TRANSFORM_BIT combine with the index of a wavelet: r[a] & 63
+    CONTROL_MASK = 23  # what DSDs with TRANSFORM_BIT combine with the index of a control wavelet they send: r[a] & 63
     ROUTE = 24  # r[a] = rx mask | tx mask << 8 of position 0 of color r[b]
     POP_MODE = 25  # color r[a]: image.Pop r[b]
     RING_MODE = 26  # color r[a]: ring mode if r[b]
@@ -175,7 +175,8 @@ INDEX_OFFSET_BIT = 1 << 4  # wavelet_index_offset
 ADVANCE_SWITCH_BIT = 1 << 5
 PAIR_BIT = 1 << 6  # two 16-bit elements in a wavelet, the first in the low half
 QUAD_BIT = 1 << 7  # and two wavelets a step
-TRANSFORM_BIT = 1 << 24  # control_transform; of a DSD of the fabric
+TRANSFORM_BIT = 1 << 24  # control_transform; of a DSD of the fabric: control wavelets are elements
+CONTROL_MARK = 3 << 30  # what marks such an element
 NO_COLOR = 0xFF
 ENDLESS = 0x7FFF
 

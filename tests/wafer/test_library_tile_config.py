@@ -258,25 +258,41 @@ def test_the_priority_of_the_main_thread(tmp_path: Path, arch: str, level: str, 
 
 
 @pytest.mark.parametrize("arch", ["wse2", "wse3"])
-def test_the_transform_of_an_index(tmp_path: Path, arch: str) -> None:
-    declarations = "comptime { tile.control_transform.set_mask(0xFFC5); }"
+def test_control_wavelets_through_memory(tmp_path: Path, arch: str) -> None:
+    """A control wavelet goes through memory as an element and starts a control task, with another entry point."""
+    declarations = """
+    comptime {
+      tile.control_transform.set_mask(0xFFC5);
+      @bind_control_task(arrived, @get_control_task_id(7 ^ 5));
+    }
+    task arrived(data: u16) void {
+      v[3] = @as(u32, data);
+      sys.unblock_cmd_stream();
+    }
+    const both_out = @get_dsd(fabout_dsd, .{
+      .extent = 3, .fabric_color = c, .output_queue = oq, .control_transform = true
+    });
+    const both_in = @get_dsd(fabin_dsd, .{
+      .extent = 3, .fabric_color = c, .input_queue = iq, .control_transform = true
+    });
+    const three = @get_dsd(mem1d_dsd, .{ .tensor_access = |i|{3} -> v[i] });
+    const rest = @get_dsd(mem1d_dsd, .{ .tensor_access = |i|{2} -> v[4 + i] });
+    const from2 = @get_dsd(fabin_dsd, .{ .extent = 2, .fabric_color = c, .input_queue = iq });
+    """
     main = f"""
     {BACK}
-    const turned = @get_dsd(fabout_dsd, .{{
-      .extent = 1, .fabric_color = c, .output_queue = oq, .control_transform = true
-    }});
-    const turned_in = @get_dsd(fabin_dsd, .{{
-      .extent = 1, .fabric_color = c, .input_queue = iq, .control_transform = true
-    }});
-    @mov32(turned, 0x12345678);
-    @mov32(here, from);
-    @mov32(to, 0x12345678);
-    tile.control_transform.set_mask(3);
-    const next = @increment_dsd_offset(here, 1, u32);
-    @mov32(next, turned_in);
-    sys.unblock_cmd_stream();
+    @mov32(to, 0x1234);
+    @mov32(to, 0x5678);
+    @mov32(command, control.encode_single_payload(control.opcode.NOP, false, @get_control_task_id(7), 42));
+    @mov32(three, both_in);
+    @mov32(both_out, three);
+    @mov32(rest, from2);
     """
-    assert run(tmp_path, main, arch, declarations)[:2] == [0x12345678 ^ 0x00050000, 0x12345678 ^ 0x00030000]
+    payload = 7 << 16 | 42
+    found = run(tmp_path, main, arch, declarations)
+    assert found[:2] == found[4:6] == [0x1234, 0x5678]
+    assert found[2] & 0x003FFFFF == payload and found[2] >> 30 == 3
+    assert found[3] == 42
 
 
 FILTERED = """

@@ -368,10 +368,14 @@ class Pe:
         return not self.blocked & self.ids_of(color)
 
     def is_awaited(self, color: int) -> bool:
-        """Whether a control wavelet on a color is to end an operation."""
-        pending = [thread for thread in self.threads if thread is not None and thread.on_control is not None]
-        sources = [(own, s) for own in pending for s in (own.src0, own.src1) if s is not None and s.is_input]
-        return any(own.color_in(self, source) == color for own, source in sources)
+        """Whether a control wavelet on a color is for an operation: to end it, or with TRANSFORM_BIT an element."""
+        threads = [thread for thread in self.threads if thread is not None]
+        sources = [(own, s) for own in threads for s in (own.src0, own.src1) if s is not None and s.is_input]
+        return any(
+            own.color_in(self, source) == color
+            for own, source in sources
+            if own.on_control is not None or source.flags & isa.TRANSFORM_BIT
+        )
 
     def ids_of(self, color: int) -> int:
         """The task ids, as bits, that stand for what comes on a color: on WSE-3 of the queues that take it."""

@@ -388,7 +388,8 @@ class Operation:
             waiting = list(itertools.islice(pe.inputs.get(color, ()), needed))
             if self.ends_at(pe, now, source):
                 return None
-            if len(waiting) < needed or any(w.ready > now or w.control for w in waiting):
+            passes_control = source.flags & isa.TRANSFORM_BIT
+            if len(waiting) < needed or any(w.ready > now or (w.control and not passes_control) for w in waiting):
                 return f"a data wavelet of color {color} in input queue {source.queue}"
         if waits_for_fifo and source.kind == Kind.FIFO and finds_empty(pe, source.fifo):
             return f"an element in FIFO {source.fifo}"
@@ -472,9 +473,10 @@ class Operation:
     def take(self, pe: Any, source: Source, i: int, size: int) -> int:
         """The wavelet with element i; its half, if it holds two."""
         if i % 2 == 0 or not source.pairs(size):
-            source.held = take_wavelet(pe, self.color_in(pe, source))
-            if source.flags & isa.TRANSFORM_BIT:
-                source.held ^= pe.transform
+            color = self.color_in(pe, source)
+            waiting = pe.inputs.get(color)
+            marked = bool(source.flags & isa.TRANSFORM_BIT and waiting and waiting[0].control)
+            source.held = take_wavelet(pe, color) | (isa.CONTROL_MARK if marked else 0)
         if not source.pairs(size):
             return source.held
         return source.held >> 16 * (i % 2) & 0xFFFF
@@ -552,12 +554,13 @@ class Operation:
         data = result & (1 << 8 * size) - 1
         if size == 2 and self.index is not None:
             data |= (self.index + (i if dest.flags & INDEX_OFFSET_BIT else 0) & 0xFFFF) << 16
-        if dest.flags & isa.TRANSFORM_BIT:
-            data ^= pe.transform
         ready = now + pe.engine.timing["ramp_out"]
         if self.op is not None and self.op not in _MOVES:
             ready += pe.engine.timing["float_latency"]
-        control, advance = bool(dest.flags & isa.CONTROL_BIT), is_last and bool(dest.flags & isa.ADVANCE_SWITCH_BIT)
+        control = bool(dest.flags & isa.CONTROL_BIT)
+        if dest.flags & isa.TRANSFORM_BIT and data >> 30 == 3:
+            control, data = True, data & ~isa.CONTROL_MARK ^ pe.transform
+        advance = is_last and bool(dest.flags & isa.ADVANCE_SWITCH_BIT)
         pe.outputs[dest.queue].append(Wavelet(data, control, color, ready, advance))
         pe.engine.wake_router(pe)
 

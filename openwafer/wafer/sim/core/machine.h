@@ -29,6 +29,7 @@ enum { KIND_NONE, KIND_SCALAR, KIND_POINTER, KIND_DSD, KIND_DSR, KIND_FIFO };
 enum { MEM1D, MEM4D, FABIN, FABOUT, NO_DSD = 255 };
 enum { CONTROL_BIT = 1 << 3, INDEX_OFFSET_BIT = 1 << 4, ADVANCE_SWITCH_BIT = 1 << 5, PAIR_BIT = 1 << 6, QUAD_BIT = 1 << 7,
        TRANSFORM_BIT = 1 }; /* TRANSFORM_BIT is bit 24 of a DSD's word */
+#define CONTROL_MARK 0xC0000000u /* what marks a control wavelet in memory, with TRANSFORM_BIT */
 enum { LOCAL_TASK, DATA_TASK, CONTROL_TASK };
 enum { BLOCK_TASK = 0, BLOCK_MICROTHREAD = 1 };
 enum { WAITS_DEST = 1, WAITS_SRC0 = 2, WAITS_SRC1 = 4, WAITS_SCALAR = 8 };
@@ -219,7 +220,7 @@ typedef struct {
   int32_t num_slots, num_calls, calls_capacity, acting; /* acting: instruction to blame, -1: the one at pc */
   uint8_t turn[5];     /* per class of priority */
   uint32_t high_tasks; /* task ids of high priority; has_high: there are some */
-  uint32_t transform;  /* what TRANSFORM_BIT combines with a wavelet */
+  uint32_t transform;  /* what TRANSFORM_BIT combines with a control wavelet that is sent */
   uint32_t lfsr;
   uint64_t counter_zero; /* the cycle at which TSC is 0 */
   Call *calls;

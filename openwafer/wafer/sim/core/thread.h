@@ -22,13 +22,15 @@ static uint32_t ids_of(const Sim *sim, const Pe *pe, int color) {
   return bits;
 }
 
-/* Whether a control wavelet on a color is to end an operation. */
+/* Whether a control wavelet on a color is for an operation: to end it, or with TRANSFORM_BIT an element. */
 static int is_awaited(const Sim *sim, const Pe *pe, int color) {
   for (uint32_t left = pe->threads_mask; left; left &= left - 1) {
     const Operation *o = pe->threads[__builtin_ctz(left)];
-    if (!o->has_on_control) continue;
-    if (is_input(&o->src0) && color_in(sim, pe, &o->src0) == color) return 1;
-    if (is_input(&o->src1) && color_in(sim, pe, &o->src1) == color) return 1;
+    const Source *sources[] = {&o->src0, &o->src1};
+    for (int i = 0; i < 2; i++)
+      if (is_input(sources[i]) && (o->has_on_control || sources[i]->flags & TRANSFORM_BIT) &&
+          color_in(sim, pe, sources[i]) == color)
+        return 1;
   }
   return 0;
 }

@@ -267,7 +267,7 @@ static int input_waits(Sim *sim, Pe *pe, uint64_t now, const Operation *o, const
   int needed = holds_pairs(s, size) ? (int)((end + 1) / 2 - (o->position + 1) / 2) : 1, found = 0;
   while (color && found < needed && found < color->input_len) {
     const Wavelet *w = color->input + ((color->input_head + found) & (CORE_RING - 1));
-    if (w->ready > now || w->control) break;
+    if (w->ready > now || (w->control && !(s->flags & TRANSFORM_BIT))) break;
     found++;
   }
   return found < needed;
@@ -363,8 +363,9 @@ static inline uint32_t take_input(Sim *sim, Pe *pe, uint64_t now, const Source *
 static inline uint32_t take_half(Sim *sim, Pe *pe, uint64_t now, Source *s, uint64_t i, int size) {
   int pairs = holds_pairs(s, size);
   if (!(i & 1) || !pairs) {
-    s->held = take_input(sim, pe, now, s);
-    if (s->flags & TRANSFORM_BIT) s->held ^= pe->transform;
+    const Color *color = s->flags & TRANSFORM_BIT ? input_of(sim, pe, s) : NULL;
+    int control = color && color->input_len && input_head(color)->control;
+    s->held = take_input(sim, pe, now, s) | (control ? CONTROL_MARK : 0);
   }
   if (!pairs) return s->held;
   return s->held >> 16 * (i & 1) & 0xFFFF;
@@ -386,10 +387,14 @@ static void send(Sim *sim, Pe *pe, uint64_t now, const Operation *o, Source *s, 
     uint32_t index = (uint32_t)o->index + (s->flags & INDEX_OFFSET_BIT ? (uint32_t)o->position : 0);
     data |= (index & 0xFFFF) << 16;
   }
-  if (s->flags & TRANSFORM_BIT) data ^= pe->transform;
+  int control = !!(s->flags & CONTROL_BIT);
+  if (s->flags & TRANSFORM_BIT && data >> 30 == 3) {
+    control = 1;
+    data = (data & ~CONTROL_MARK) ^ pe->transform;
+  }
   uint64_t ready = now + (uint64_t)sim->timing.ramp_out;
   int advance = is_last && s->flags & ADVANCE_SWITCH_BIT;
-  output_push(sim, pe, queue, (Wavelet){ready, data, !!(s->flags & CONTROL_BIT), (uint8_t)advance, (uint8_t)color, 0});
+  output_push(sim, pe, queue, (Wavelet){ready, data, (uint8_t)control, (uint8_t)advance, (uint8_t)color, 0});
   wake_router(sim, pe, ready - 1);
 }
 
