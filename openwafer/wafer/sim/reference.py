@@ -124,7 +124,7 @@ class Pe:
         self.next_issue = [0] * 8
         self.turn = [0] * 5
         self.high_tasks = 0
-        self.main_class = 2
+        self.main_class = 3
         self.transform = 0
         self.frames = [0] * 64
         self.fp = self.pc = 0

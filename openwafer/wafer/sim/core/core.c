@@ -170,7 +170,7 @@ API void ow_start(Sim *sim, const int32_t *program_of, const int32_t *routes_of)
     sim->core_next[i] = sim->router_next[i] = pe->counted = NEVER;
     pe->acting = -1;
     pe->last_task = 31;
-    pe->main_class = 2;
+    pe->main_class = 3;
     pe->lfsr = 0xDEADBEEFu;
     memset(pe->iq_color, NO_COLOR, 8);
     memset(pe->oq_color, NO_COLOR, 8);
