@@ -108,16 +108,20 @@ def test_trace_of_a_script_and_of_a_file(out, capfd, monkeypatch):
 
 def test_lint_of_a_folder_and_of_a_source(out, capsys):
     assert wafer(capsys, "lint", "out")[:2] == (0, "no findings\n")
-    source = (EXAMPLE / "layout.csl").read_text().replace(".tx = .{ RAMP, SOUTH }", ".tx = .{ RAMP, EAST }")
-    Path("layout.csl").write_text(source)
+    source = (EXAMPLE / "layout.csl").read_text()
+    bottom = ".rx = .{ NORTH }, .tx = .{ RAMP"
+    Path("layout.csl").write_text(source.replace(f"{bottom} }}", f"{bottom}, SOUTH }}"))
     Path("pe.csl").write_text((EXAMPLE / "pe.csl").read_text())
     sizes = "--params=" + ",".join(f"{name}:{value}" for name, value in SIZES.items())
     code, text, _ = wafer(capsys, "lint", "layout.csl", "--arch=wse3", sizes)
     assert code == 1
-    assert "dead-route: color 0 is sent EAST over the edge of the rectangle (PEs x 1, y 1)" in text
+    assert "dead-route: color 0 is sent SOUTH over the edge of the rectangle" in text
     code, text, _ = wafer(capsys, "lint", "layout.csl", "--arch=wse3", sizes, "--ignore", "dead-route")
     assert (code, text) == (0, "no findings\n")
     assert 'there is no finding "dead"' in wafer(capsys, "lint", "out", "--ignore", "dead")[2]
+    Path("layout.csl").write_text(source.replace(".tx = .{ RAMP, SOUTH }", ".tx = .{ RAMP, EAST }"))
+    code, _, error = wafer(capsys, "lint", "layout.csl", "--arch=wse3", sizes)
+    assert code == 2 and "color 0 leads nowhere: PE (0, 1) sends it EAST to PE (1, 1)" in error
 
 
 @pytest.mark.parametrize("command", COMMANDS)
